@@ -1,0 +1,144 @@
+//! `AuthService`: registration, sessions, tokens, verified addresses.
+
+use tonic::{Request, Response, Status};
+
+use super::{Api, parse, parse_as_user};
+use crate::{
+    domain::{
+        password::Password,
+        registration::NewAccount,
+        role::Roles,
+        user::{EmailAddress, PersonName},
+    },
+    entity::user,
+    error::{Error, FieldErrors},
+    pb::{self, auth_service_server::AuthService},
+};
+
+#[tonic::async_trait]
+impl AuthService for Api {
+    async fn register(&self, request: Request<pb::RegisterRequest>) -> Result<Response<pb::RegisterResponse>, Status> {
+        let (call, new) = parse(request, new_account)?;
+        let done = self.app.register(call, new).await?;
+        Ok(Response::new(pb::RegisterResponse {
+            id: done.user.id,
+            email: done.user.email.clone(),
+            first_name: done.user.first_name.clone(),
+            last_name: done.user.last_name.clone(),
+            access_token: done.tokens.access,
+            refresh_token: done.tokens.refresh,
+            user: Some(summary(done.user)),
+        }))
+    }
+
+    async fn login(&self, request: Request<pb::LoginRequest>) -> Result<Response<pb::LoginResponse>, Status> {
+        let (call, (email, password)) = parse(request, |login, errors| {
+            let email = errors.required("email", login.email);
+            let email = email.and_then(|raw| errors.check("email", EmailAddress::parse(&raw)));
+            let password = errors.required("password", login.password);
+            let password = password.and_then(|raw| errors.check("password", Password::given(&raw)));
+            Some((email?, password?))
+        })?;
+        let done = self.app.login(call, email, password).await?;
+        Ok(Response::new(pb::LoginResponse {
+            access_token: done.tokens.access,
+            refresh_token: done.tokens.refresh,
+            user: Some(summary(done.user)),
+        }))
+    }
+
+    async fn refresh_token(
+        &self,
+        request: Request<pb::RefreshTokenRequest>,
+    ) -> Result<Response<pb::RefreshTokenResponse>, Status> {
+        let (call, token) =
+            parse(request, |refresh, errors| required_token("refresh_token", refresh.refresh_token, errors))?;
+        let tokens = self.app.refresh(call, &token).await?;
+        Ok(Response::new(pb::RefreshTokenResponse { access_token: tokens.access, refresh_token: tokens.refresh }))
+    }
+
+    async fn logout(&self, request: Request<pb::LogoutRequest>) -> Result<Response<pb::LogoutResponse>, Status> {
+        let (call, caller, ()) = parse_as_user(request, |_, _| Some(()))?;
+        self.app.logout(call, caller).await?;
+        Ok(Response::new(pb::LogoutResponse { message: "Successfully logged out".into() }))
+    }
+
+    async fn send_verification(
+        &self,
+        _request: Request<pb::SendVerificationRequest>,
+    ) -> Result<Response<pb::SendVerificationResponse>, Status> {
+        Err(Error::Unimplemented.into())
+    }
+
+    async fn verify_email(
+        &self,
+        _request: Request<pb::VerifyEmailRequest>,
+    ) -> Result<Response<pb::VerifyEmailResponse>, Status> {
+        Err(Error::Unimplemented.into())
+    }
+
+    async fn verify_token(
+        &self,
+        request: Request<pb::VerifyTokenRequest>,
+    ) -> Result<Response<pb::VerifyTokenResponse>, Status> {
+        let (_, token) = parse(request, |verify, errors| required_token("token", verify.token, errors))?;
+        let verified = self.app.verify_token(&token).await?;
+        Ok(Response::new(pb::VerifyTokenResponse {
+            user_id: verified.user_id,
+            token_type: verified.kind.as_str().into(),
+            sid: verified.session_id.to_string(),
+            exp: verified.expires_at,
+            roles: owned(verified.roles.display()),
+            permissions: owned(verified.roles.permissions()),
+            is_verified: verified.is_verified,
+        }))
+    }
+
+    async fn change_password(
+        &self,
+        _request: Request<pb::ChangePasswordRequest>,
+    ) -> Result<Response<pb::ChangePasswordResponse>, Status> {
+        Err(Error::Unimplemented.into())
+    }
+}
+
+fn new_account(new: pb::RegisterRequest, errors: &mut FieldErrors) -> Option<NewAccount> {
+    let email = errors.required("email", new.email);
+    let email = email.and_then(|raw| errors.check("email", EmailAddress::parse(&raw)));
+    let first_name = errors.check("first_name", PersonName::parse(&new.first_name.unwrap_or_default()));
+    let last_name = errors.check("last_name", PersonName::parse(&new.last_name.unwrap_or_default()));
+    let personal = [
+        email.as_ref().map(EmailAddress::as_str),
+        first_name.as_ref().map(PersonName::as_str),
+        last_name.as_ref().map(PersonName::as_str),
+    ];
+    let personal: Vec<_> = personal.into_iter().flatten().collect();
+    let password = errors.required("password", new.password);
+    let password = password.and_then(|raw| errors.check("password", Password::parse_new(&raw, &personal)));
+    Some(NewAccount { email: email?, password: password?, first_name: first_name?, last_name: last_name? })
+}
+
+fn required_token(field: &'static str, token: Option<String>, errors: &mut FieldErrors) -> Option<String> {
+    let token = errors.required(field, token)?;
+    if token.trim().is_empty() {
+        errors.wrong(field, "This field may not be blank.");
+        return None;
+    }
+    Some(token)
+}
+
+fn summary(user: user::Model) -> pb::AccountSummary {
+    pb::AccountSummary {
+        roles: owned(Roles::of(&user).display_with_user()),
+        id: user.id,
+        email: user.email,
+        first_name: user.first_name,
+        last_name: user.last_name,
+        is_active: user.is_active,
+        is_verified: user.is_verified,
+    }
+}
+
+pub(super) fn owned(names: Vec<&'static str>) -> Vec<String> {
+    names.into_iter().map(str::to_owned).collect()
+}

@@ -1,0 +1,299 @@
+//! What every call passes on its way in and out, on every face. The order stands here, once:
+//!
+//! 1. request id: first, so that whatever happens next can be found in the log;
+//! 2. caller: the token, held against the sessions that were ended;
+//! 3. limits: after the caller, since a user's calls are counted by user; a refused token counts against its client;
+//! 4. access: after the limits, so that guessing is counted;
+//! 5. deadline and panics: around the handler, whose own changes run on in a task of theirs;
+//! 6. one line in the log, with the cause of a fault: last, so that it knows how the call ended.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use futures_util::FutureExt;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use tokio::time::Instant;
+use tonic::Status;
+use tracing::Instrument;
+
+use super::{policies, status};
+use crate::{
+    app::App,
+    domain::caller::{Call, Caller, RequestId},
+    error::{AuthFailure, Denial, Error, Result},
+};
+
+/// Who may call an rpc. Finer rules stand with their subject in the domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Anyone; a token that comes along is not looked at.
+    Anyone,
+    /// Whoever bears a good access token.
+    User,
+    /// Admins only.
+    Admin,
+}
+
+/// Which limit counts a call, beside the general one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// The general limit alone.
+    Api,
+    Login,
+    Register,
+    Verification,
+    /// The general limit, counted by the token in the request.
+    Token,
+    /// Not counted at all.
+    None,
+}
+
+/// What its proto says of an rpc.
+#[derive(Debug)]
+pub struct Policy {
+    /// `AuthService.Register`.
+    pub rpc: &'static str,
+    pub access: Access,
+    pub limit: Limit,
+    /// The longest that a call may take.
+    pub deadline: Duration,
+    pub max_request_bytes: usize,
+}
+
+impl Policy {
+    /// For what is no rpc of the contract: health, reflection, documentation, unknown paths.
+    pub const fn open(name: &'static str, limit: Limit) -> Self {
+        Self { rpc: name, access: Access::Anyone, limit, deadline: Duration::from_secs(15), max_request_bytes: 65_536 }
+    }
+}
+
+/// How a call came in, and so how its answer goes out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Face {
+    Rest,
+    Grpc,
+}
+
+/// The peer at the other end of the connection. The server puts it into each request.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
+
+#[derive(Clone)]
+pub struct Gate {
+    app: Arc<App>,
+    /// Of a proxy that is not trusted; once is enough.
+    warned: Arc<AtomicBool>,
+}
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+impl Gate {
+    pub fn new(app: Arc<App>) -> Self {
+        Self { app, warned: Arc::default() }
+    }
+
+    /// Lets a call in, runs `handler`, and lets its answer out.
+    pub async fn pass<F, Fut>(&self, face: Face, policy: &'static Policy, mut request: Request, handler: F) -> Response
+    where
+        F: FnOnce(Request) -> Fut + Send,
+        Fut: Future<Output = Response> + Send,
+    {
+        let started = Instant::now();
+        let request_id = RequestId::given_or_new(request.headers().get(X_REQUEST_ID));
+        let span = tracing::info_span!("call", rpc = policy.rpc, request_id = request_id.as_str());
+        async move {
+            let client = self.client(&request);
+            let admitted = self.admit(policy, request.headers(), client).await;
+            let user_id = admitted.as_ref().ok().and_then(|c| c.as_ref()).map(|c| c.user_id);
+            let mut response = match admitted {
+                Ok(caller) => {
+                    let call = Call {
+                        request_id: request_id.clone(),
+                        client,
+                        user_agent: request.headers().get(header::USER_AGENT).cloned(),
+                        authority: authority(&request),
+                        is_secure: self.is_secure(&request),
+                        caller,
+                    };
+                    let deadline = deadline(face, policy, request.headers());
+                    request.extensions_mut().insert(Arc::new(call));
+                    let handled = AssertUnwindSafe(handler(request)).catch_unwind();
+                    match tokio::time::timeout(deadline, handled).await {
+                        Ok(Ok(response)) => response,
+                        Ok(Err(_panic)) => refuse(face, Error::internal("the handler panicked")),
+                        Err(_elapsed) => refuse(face, Error::DeadlineExceeded),
+                    }
+                }
+                Err(error) => refuse(face, error),
+            };
+            response.headers_mut().insert(X_REQUEST_ID, request_id.into_header());
+            log(face, &response, user_id, client, started.elapsed());
+            response
+        }
+        .instrument(span)
+        .await
+    }
+
+    /// The caller, where the rpc asks for one, once limits and access allow the call.
+    async fn admit(&self, policy: &Policy, headers: &HeaderMap, client: IpAddr) -> Result<Option<Caller>> {
+        let caller = match policy.access {
+            Access::Anyone => Ok(None),
+            Access::User | Access::Admin => match bearer(headers) {
+                Ok(token) => self.app.caller(token).await.map(Some),
+                Err(failure) => Err(Error::Unauthenticated(failure)),
+            },
+        };
+        if !matches!(policy.limit, Limit::Token | Limit::None) {
+            let user_id = caller.as_ref().ok().and_then(|c| c.as_ref()).map(|c| c.user_id);
+            self.app.limiter.count_call(user_id, client, self.app.clock.now())?;
+        }
+        let caller = caller?;
+        match (policy.access, &caller) {
+            (Access::Anyone, _) => Ok(None),
+            (Access::User, Some(_)) => Ok(caller),
+            (Access::Admin, Some(c)) if c.roles.is_admin() => Ok(caller),
+            (Access::Admin, Some(_)) => Err(Error::PermissionDenied(Denial::Role)),
+            (_, None) => Err(Error::Unauthenticated(AuthFailure::NoToken)),
+        }
+    }
+
+    /// The peer's address; where the peer is a trusted proxy, the nearest address in front of it that is none.
+    fn client(&self, request: &Request) -> IpAddr {
+        let peer = peer(request);
+        let forwarded = request.headers().get_all(X_FORWARDED_FOR);
+        if forwarded.iter().next().is_none() {
+            return peer;
+        }
+        if !self.trusts(peer) {
+            if !self.warned.swap(true, Ordering::Relaxed) {
+                tracing::warn!(%peer, "x-forwarded-for from an address that TRUSTED_PROXIES doesn't name is ignored, here and later");
+            }
+            return peer;
+        }
+        let mut nearest = peer;
+        let lines: Vec<_> = forwarded.iter().filter_map(|line| line.to_str().ok()).collect();
+        for hop in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
+            let Ok(ip) = hop.trim().parse::<IpAddr>() else { break };
+            nearest = ip.to_canonical();
+            if !self.trusts(nearest) {
+                break;
+            }
+        }
+        nearest
+    }
+
+    /// The caller reached the proxy in front of us over TLS.
+    fn is_secure(&self, request: &Request) -> bool {
+        self.trusts(peer(request)) && request.headers().get(X_FORWARDED_PROTO).is_some_and(|proto| proto == "https")
+    }
+
+    fn trusts(&self, ip: IpAddr) -> bool {
+        self.app.config.limits.trusted_proxies.iter().any(|network| network.contains(&ip))
+    }
+}
+
+fn peer(request: &Request) -> IpAddr {
+    let peer = request.extensions().get::<Peer>();
+    peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |Peer(address)| address.ip().to_canonical())
+}
+
+/// The gate of the gRPC services, as a layer around all of them.
+pub async fn grpc(State(gate): State<Gate>, request: Request, next: Next) -> Response {
+    static OTHER: Policy = Policy::open("grpc", Limit::Api);
+    match policies::by_path(request.uri().path()) {
+        Some(policy) => {
+            let handler = |request| async { status::own_words(next.run(request).await) };
+            gate.pass(Face::Grpc, policy, request, handler).await
+        }
+        // Health and reflection speak for themselves.
+        None => gate.pass(Face::Grpc, &OTHER, request, |request| next.run(request)).await,
+    }
+}
+
+/// A refusal in the caller's protocol.
+pub fn refuse(face: Face, error: Error) -> Response {
+    match face {
+        Face::Rest => status::to_http(&Status::from(error)),
+        Face::Grpc => Status::from(error).into_http(),
+    }
+}
+
+/// The token of the one `authorization` that may come with a call.
+fn bearer(headers: &HeaderMap) -> Result<&str, AuthFailure> {
+    let mut entries = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(entry), None) = (entries.next(), entries.next()) else { return Err(AuthFailure::NoToken) };
+    let (scheme, token) = entry.to_str().ok().and_then(|v| v.split_once(' ')).ok_or(AuthFailure::BadToken)?;
+    if scheme.eq_ignore_ascii_case("bearer") { Ok(token.trim()) } else { Err(AuthFailure::NoToken) }
+}
+
+/// Where the caller reached us, for links: HTTP/2's `:authority`, or `Host`.
+fn authority(request: &Request) -> Option<HeaderValue> {
+    match request.uri().authority() {
+        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+        None => request.headers().get(header::HOST).cloned(),
+    }
+}
+
+/// The rpc's deadline, or the caller's where that is shorter.
+fn deadline(face: Face, policy: &Policy, headers: &HeaderMap) -> Duration {
+    match (face, headers.get(GRPC_TIMEOUT).and_then(|v| v.to_str().ok()).and_then(parse_grpc_timeout)) {
+        (Face::Grpc, Some(asked)) => asked.min(policy.deadline),
+        _ => policy.deadline,
+    }
+}
+
+/// `100m` is 100 milliseconds: up to eight digits and a unit, as gRPC over HTTP/2 defines it.
+fn parse_grpc_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 {
+        return None;
+    }
+    let n: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(n * 3600),
+        "M" => Duration::from_secs(n * 60),
+        "S" => Duration::from_secs(n),
+        "m" => Duration::from_millis(n),
+        "u" => Duration::from_micros(n),
+        "n" => Duration::from_nanos(n),
+        _ => return None,
+    })
+}
+
+/// The one line of a call. A fault brings its cause, which no client ever sees.
+fn log(face: Face, response: &Response, user_id: Option<i64>, client: IpAddr, took: Duration) {
+    let status = response.extensions().get::<Status>();
+    let cause = status.and_then(std::error::Error::source);
+    let is_fault = match (face, status) {
+        (_, Some(status)) => status::is_fault(status.code()),
+        (Face::Rest, None) => response.status().is_server_error(),
+        (Face::Grpc, None) => false,
+    };
+    let outcome: &dyn std::fmt::Debug = match (face, status) {
+        (Face::Grpc, Some(status)) => &status.code(),
+        (Face::Grpc, None) => &tonic::Code::Ok,
+        (Face::Rest, _) => &response.status(),
+    };
+    let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    if is_fault {
+        let cause = cause.map(status::Chain);
+        tracing::error!(?face, ?outcome, took_us, %client, user_id, cause = cause.map(tracing::field::display), "call failed");
+    } else {
+        tracing::info!(?face, ?outcome, took_us, %client, user_id, "call");
+    }
+}

@@ -1,0 +1,66 @@
+//! The edge: one file a proto service, each rpc as *parse → call → reply*; and what every call passes on its way there.
+
+mod auth;
+mod docs;
+pub mod gate;
+mod health;
+mod patch;
+mod profile;
+pub mod rest;
+mod role;
+pub mod router;
+pub mod status;
+mod user;
+
+pub use docs::OPENAPI;
+
+use std::sync::Arc;
+
+use crate::{
+    app::App,
+    domain::caller::{Call, Caller},
+    error::{AuthFailure, Error, FieldErrors, Result},
+};
+
+/// What holds for each rpc, from its proto.
+#[allow(clippy::unreadable_literal, clippy::duration_suboptimal_units, reason = "generated")]
+pub mod policies {
+    include!(concat!(env!("OUT_DIR"), "/policies.rs"));
+}
+
+/// The REST routes, from their annotations.
+mod routes {
+    include!(concat!(env!("OUT_DIR"), "/rest.rs"));
+}
+
+/// The implementation of every service of the contract.
+pub struct Api {
+    app: Arc<App>,
+}
+
+/// Who calls, and the request in the domain's types: all of it, or an error that names every bad field.
+///
+/// `rules` turns each field into its type and notes what is wrong; where REST could not even read a field, that is
+/// noted already.
+fn parse<M, T>(
+    request: tonic::Request<M>,
+    rules: impl FnOnce(M, &mut FieldErrors) -> Option<T>,
+) -> Result<(Arc<Call>, T)> {
+    let (_, mut extensions, message) = request.into_parts();
+    // Fail closed: what did not come through the gate has no caller.
+    let call = extensions.remove::<Arc<Call>>().ok_or(Error::Unauthenticated(AuthFailure::NoToken))?;
+    let mut errors = extensions.remove::<FieldErrors>().unwrap_or_default();
+    let parsed = rules(message, &mut errors);
+    errors.finish()?;
+    Ok((call, parsed.ok_or_else(|| Error::internal("a field was refused without a reason"))?))
+}
+
+/// As [`parse`], for an rpc that asks for a user.
+fn parse_as_user<M, T>(
+    request: tonic::Request<M>,
+    rules: impl FnOnce(M, &mut FieldErrors) -> Option<T>,
+) -> Result<(Arc<Call>, Caller, T)> {
+    let (call, parsed) = parse(request, rules)?;
+    let caller = call.caller.clone().ok_or(Error::Unauthenticated(AuthFailure::NoToken))?;
+    Ok((call, caller, parsed))
+}

@@ -1,0 +1,59 @@
+//! What a PATCH changes: absent, null and a value are three things. Contract §2.
+
+use prost_types::FieldMask;
+
+use crate::error::FieldErrors;
+
+/// The fields that a request means to change.
+///
+/// With a mask, those that it names: one that is named and unset is null. Without one, those that are set.
+pub struct Patch<'a> {
+    mask: Vec<String>,
+    errors: &'a mut FieldErrors,
+}
+
+impl<'a> Patch<'a> {
+    /// `fields`: all that a mask may name.
+    pub fn new(mask: Option<FieldMask>, fields: &[&str], errors: &'a mut FieldErrors) -> Self {
+        let mask = mask.map(|mask| mask.paths).unwrap_or_default();
+        if mask.iter().any(|path| !fields.contains(&path.as_str())) {
+            errors.wrong("update_mask", "It names a field that can't be changed.");
+        }
+        Self { mask, errors }
+    }
+
+    /// The new value of a field that can't be null.
+    pub fn value<T>(&mut self, field: &'static str, value: Option<T>) -> Option<T> {
+        if value.is_none() && self.names(field) && !self.errors.has(field) {
+            self.errors.wrong(field, "This field may not be null.");
+        }
+        value.filter(|_| self.means(field))
+    }
+
+    /// The new value of a field that null takes back to its default.
+    pub fn clearable<T: Default>(&mut self, field: &'static str, value: Option<T>) -> Option<T> {
+        match value {
+            Some(value) => Some(value).filter(|_| self.means(field)),
+            None if self.names(field) && !self.errors.has(field) => Some(T::default()),
+            None => None,
+        }
+    }
+
+    /// The field's value in its type, noting what is wrong with it.
+    pub fn check<T, E: Into<crate::error::Messages>>(
+        &mut self,
+        field: &'static str,
+        value: Option<String>,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        value.and_then(|value| self.errors.check(field, parse(&value)))
+    }
+
+    fn names(&self, field: &str) -> bool {
+        self.mask.iter().any(|path| path == field)
+    }
+
+    fn means(&self, field: &str) -> bool {
+        self.mask.is_empty() || self.names(field)
+    }
+}

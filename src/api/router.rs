@@ -1,0 +1,110 @@
+//! Every face of the service in one router: gRPC, gRPC-Web, REST, documentation.
+
+use std::sync::Arc;
+
+use axum::{Router, extract::Request, middleware, response::Response};
+use http::{StatusCode, header};
+use tonic::{Status, service::Routes};
+use tonic_health::server::HealthReporter;
+use tonic_web::GrpcWebLayer;
+
+use super::{
+    Api, docs,
+    gate::{self, Face, Gate, Limit, Policy},
+    health, policies,
+    rest::Rest,
+    routes, status,
+};
+use crate::{
+    app::App,
+    error::Cause,
+    pb::{
+        DESCRIPTORS, auth_service_server::AuthServiceServer, profile_service_server::ProfileServiceServer,
+        role_service_server::RoleServiceServer, user_service_server::UserServiceServer,
+    },
+};
+
+static UNKNOWN: Policy = Policy::open("Unknown", Limit::Api);
+
+/// The router, and the handle by which gRPC's health service is told that the end is near.
+pub async fn router(app: &Arc<App>) -> Result<(Router, HealthReporter), Cause> {
+    let api = Arc::new(Api { app: Arc::clone(app) });
+    let gate = Gate::new(Arc::clone(app));
+    let (grpc, reporter) = grpc(&api, &gate, app.config.server.reflection).await?;
+    let rest = Router::new()
+        .merge(routes::auth_service(Rest::new(Arc::clone(&api), gate.clone())))
+        .merge(routes::user_service(Rest::new(Arc::clone(&api), gate.clone())))
+        .merge(routes::profile_service(Rest::new(Arc::clone(&api), gate.clone())))
+        .merge(routes::role_service(Rest::new(api, gate.clone())))
+        .merge(health::routes(app, &gate))
+        .merge(docs::routes(&gate));
+
+    let refused = gate.clone();
+    let not_allowed = move |request: Request| {
+        let gate = refused.clone();
+        let refuse = |_| async { status::plain(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed", None) };
+        async move { gate.pass(Face::Rest, &UNKNOWN, request, refuse).await }
+    };
+    let unknown = move |request: Request| {
+        let gate = gate.clone();
+        async move { no_such_path(&gate, request).await }
+    };
+    Ok((grpc.merge(rest).method_not_allowed_fallback(not_allowed).fallback(unknown), reporter))
+}
+
+/// The gRPC services: gRPC-Web is translated outside of the gate, so that the gate sees one kind of call.
+async fn grpc(api: &Arc<Api>, gate: &Gate, reflection: bool) -> Result<(Router, HealthReporter), Cause> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<AuthServiceServer<Api>>().await;
+    reporter.set_serving::<UserServiceServer<Api>>().await;
+    reporter.set_serving::<ProfileServiceServer<Api>>().await;
+    reporter.set_serving::<RoleServiceServer<Api>>().await;
+
+    let mut services = Routes::new(health);
+    services = services
+        .add_service(
+            AuthServiceServer::from_arc(Arc::clone(api))
+                .max_decoding_message_size(policies::AUTH_SERVICE_MAX_REQUEST_BYTES),
+        )
+        .add_service(
+            UserServiceServer::from_arc(Arc::clone(api))
+                .max_decoding_message_size(policies::USER_SERVICE_MAX_REQUEST_BYTES),
+        )
+        .add_service(
+            ProfileServiceServer::from_arc(Arc::clone(api))
+                .max_decoding_message_size(policies::PROFILE_SERVICE_MAX_REQUEST_BYTES),
+        )
+        .add_service(
+            RoleServiceServer::from_arc(Arc::clone(api))
+                .max_decoding_message_size(policies::ROLE_SERVICE_MAX_REQUEST_BYTES),
+        );
+    if reflection {
+        let describe = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        services = services.add_service(describe().build_v1()?).add_service(describe().build_v1alpha()?);
+    }
+    let router = services
+        .prepare()
+        .into_axum_router()
+        .reset_fallback()
+        .layer(middleware::from_fn_with_state(gate.clone(), gate::grpc))
+        .layer(GrpcWebLayer::new());
+    Ok((router, reporter))
+}
+
+async fn no_such_path(gate: &Gate, request: Request) -> Response {
+    let is_grpc = request
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    if is_grpc {
+        let refuse = |_| async { Status::unimplemented("There is no such rpc").into_http() };
+        gate.pass(Face::Grpc, &UNKNOWN, request, refuse).await
+    } else {
+        let refuse = |_| async { status::plain(StatusCode::NOT_FOUND, "Not found", None) };
+        gate.pass(Face::Rest, &UNKNOWN, request, refuse).await
+    }
+}

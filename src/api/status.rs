@@ -1,0 +1,288 @@
+//! What a client is told of an error: a gRPC status with `google.rpc` details, or an HTTP response. Contract §3, in code.
+//!
+//! Every text here is a promise. The cause of a fault is not among them: it stays with the status as its source, and the
+//! gate writes it to the log.
+
+use std::{borrow::Cow, collections::HashMap, fmt, sync::Arc, time::Duration};
+
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderValue, StatusCode, header};
+use serde::{Serialize, Serializer};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+
+use crate::error::{AuthFailure, Denial, Dependency, Error, FieldErrors, Resource};
+
+/// The domain of every `google.rpc.ErrorInfo`.
+const DOMAIN: &str = "identity.v1";
+
+/// How soon to try again when the service can't tell.
+const RETRY_SOON: Duration = Duration::from_secs(1);
+
+/// An error as both faces tell it.
+struct Told<'a> {
+    code: Code,
+    http: StatusCode,
+    /// Stable, for programs.
+    reason: &'static str,
+    error: Cow<'static, str>,
+    detail: Option<&'static str>,
+    fields: Vec<(&'a str, &'a str)>,
+    retry_after: Option<Duration>,
+}
+
+fn tell(error: &Error) -> Told<'_> {
+    let told = |code, http, reason, error: &'static str| Told {
+        code,
+        http,
+        reason,
+        error: error.into(),
+        detail: None,
+        fields: Vec::new(),
+        retry_after: None,
+    };
+    match error {
+        Error::Invalid(fields) => invalid(fields),
+        Error::EmailTaken => Told {
+            fields: vec![("email", "A user with this email already exists.")],
+            ..told(
+                Code::AlreadyExists,
+                StatusCode::BAD_REQUEST,
+                "EMAIL_TAKEN",
+                "A user with this email already exists.",
+            )
+        },
+        Error::Unauthenticated(failure) => {
+            let (reason, error, detail) = match failure {
+                AuthFailure::NoToken => {
+                    ("TOKEN_MISSING", "Authentication required", "Authentication credentials were not provided")
+                }
+                AuthFailure::BadToken => ("TOKEN_INVALID", "Invalid token", "The token is not valid here"),
+                AuthFailure::ExpiredToken => ("TOKEN_EXPIRED", "Invalid token", "The token is expired"),
+                AuthFailure::SessionEnded => ("SESSION_ENDED", "Invalid token", "The session has ended"),
+                AuthFailure::BadCredentials => {
+                    ("INVALID_CREDENTIALS", "Invalid credentials", "No active account found with the given credentials")
+                }
+            };
+            Told { detail: Some(detail), ..told(Code::Unauthenticated, StatusCode::UNAUTHORIZED, reason, error) }
+        }
+        Error::PermissionDenied(denial) => {
+            let (reason, detail) = match denial {
+                Denial::Role => ("PERMISSION_DENIED", None),
+                Denial::EmailNotVerified => ("EMAIL_NOT_VERIFIED", Some("Verify your email address first")),
+            };
+            let error = "You don't have permission to perform this action";
+            Told { detail, ..told(Code::PermissionDenied, StatusCode::FORBIDDEN, reason, error) }
+        }
+        Error::NotFound(resource) => {
+            let (reason, error) = match resource {
+                Resource::User => ("USER_NOT_FOUND", "User not found"),
+                Resource::Profile => ("PROFILE_NOT_FOUND", "Profile not found"),
+            };
+            told(Code::NotFound, StatusCode::NOT_FOUND, reason, error)
+        }
+        Error::Throttled { retry_after } => Told {
+            error: format!("Request throttled. Retry after {}", in_words(*retry_after)).into(),
+            retry_after: Some(*retry_after),
+            ..told(Code::ResourceExhausted, StatusCode::TOO_MANY_REQUESTS, "THROTTLED", "")
+        },
+        Error::Unavailable { what, .. } => {
+            let (reason, detail) = match what {
+                Dependency::Database => ("DATABASE_UNAVAILABLE", "The database is away. Try again soon"),
+                Dependency::PasswordHashing => ("OVERLOADED", "Too many logins at once. Try again soon"),
+                Dependency::Revocations => ("DATABASE_UNAVAILABLE", "Sessions can't be checked now. Try again soon"),
+                Dependency::Shutdown => ("SHUTTING_DOWN", "The service is restarting. Try again soon"),
+            };
+            Told {
+                detail: Some(detail),
+                retry_after: Some(RETRY_SOON),
+                ..told(Code::Unavailable, StatusCode::SERVICE_UNAVAILABLE, reason, "Service unavailable")
+            }
+        }
+        Error::DeadlineExceeded => {
+            told(Code::DeadlineExceeded, StatusCode::GATEWAY_TIMEOUT, "DEADLINE_EXCEEDED", "The deadline passed")
+        }
+        Error::Unimplemented => {
+            told(Code::Unimplemented, StatusCode::NOT_IMPLEMENTED, "UNIMPLEMENTED", "Not implemented yet")
+        }
+        Error::Internal(_) => Told {
+            detail: Some("An unexpected error occurred"),
+            ..told(Code::Internal, StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL", "Internal server error")
+        },
+    }
+}
+
+fn invalid(fields: &FieldErrors) -> Told<'_> {
+    let missing = fields.any_missing();
+    Told {
+        code: Code::InvalidArgument,
+        http: if missing { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST },
+        reason: if missing { "REQUIRED" } else { "INVALID" },
+        error: "Invalid request".into(),
+        detail: None,
+        fields: fields.iter().map(|e| (&*e.field, &*e.message)).collect(),
+        retry_after: None,
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let told = tell(&error);
+        let mut details = ErrorDetails::with_error_info(told.reason, DOMAIN, HashMap::new());
+        if !told.fields.is_empty() {
+            details.set_bad_request(
+                told.fields
+                    .iter()
+                    .map(|(field, text)| FieldViolation {
+                        reason: if *text == crate::error::REQUIRED { "REQUIRED".into() } else { "INVALID".into() },
+                        ..FieldViolation::new(*field, *text)
+                    })
+                    .collect::<Vec<_>>(),
+            );
+        }
+        if let Some(delay) = told.retry_after {
+            details.set_retry_info(Some(delay));
+        }
+        let message = match (&told.detail, told.fields.as_slice()) {
+            (_, [_, ..]) => {
+                told.fields.iter().map(|(field, text)| format!("{field}: {text}")).collect::<Vec<_>>().join(" ")
+            }
+            (Some(detail), _) => format!("{}: {detail}", told.error),
+            (None, _) => told.error.into_owned(),
+        };
+        let mut status = Status::with_error_details(told.code, message, details);
+        status.set_source(Arc::new(error));
+        status
+    }
+}
+
+/// The HTTP response of a failed call.
+pub fn to_http(status: &Status) -> Response {
+    use std::error::Error as _;
+    let foreign;
+    let error = if let Some(error) = status.source().and_then(|source| source.downcast_ref::<Error>()) {
+        error
+    } else {
+        // Not one of ours, so a bug: what it says goes to the log.
+        foreign = Error::internal(status.to_string());
+        &foreign
+    };
+    let told = tell(error);
+    let mut response = match told.fields.as_slice() {
+        [] => plain(told.http, &told.error, told.detail),
+        fields => json_response(told.http, &ByField(fields)),
+    };
+    if let Some(delay) = told.retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(delay).max(1)));
+    }
+    if told.http == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response.extensions_mut().insert(status.clone());
+    response
+}
+
+/// `{"error": …}`, with a detail where there is one.
+pub fn plain(http: StatusCode, error: &str, detail: Option<&str>) -> Response {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        error: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        detail: Option<&'a str>,
+    }
+    json_response(http, &Body { error, detail })
+}
+
+fn json_response(http: StatusCode, body: &impl Serialize) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    // Strings under string keys: there is nothing in it that can't be JSON.
+    (http, headers, Body::from(serde_json::to_vec(body).unwrap_or_default())).into_response()
+}
+
+/// `{"email": ["…", "…"]}`: each field once, in the order found, with all that is wrong with it.
+struct ByField<'a>(&'a [(&'a str, &'a str)]);
+
+impl Serialize for ByField<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let first = |at: &usize| !self.0[..*at].iter().any(|(field, _)| *field == self.0[*at].0);
+        serializer.collect_map((0..self.0.len()).filter(first).map(|at| {
+            let field = self.0[at].0;
+            (field, self.0.iter().filter(|(f, _)| *f == field).map(|(_, text)| *text).collect::<Vec<_>>())
+        }))
+    }
+}
+
+/// A gRPC answer that tonic wrote itself, in words of ours: no library's text reaches a client, and a request that can't be
+/// decoded is the caller's fault.
+pub fn own_words(response: Response) -> Response {
+    use std::error::Error as _;
+    let Some(status) = response.extensions().get::<Status>() else { return response };
+    if status.source().is_some_and(<dyn std::error::Error>::is::<Error>) {
+        return response;
+    }
+    let (code, reason, text) = match status.code() {
+        Code::Ok => return response,
+        Code::Unimplemented => (Code::Unimplemented, "UNKNOWN_RPC", "There is no such rpc"),
+        Code::OutOfRange => (Code::OutOfRange, "TOO_LARGE", "The request message is too large"),
+        _ => (Code::InvalidArgument, "MALFORMED", "The request message can't be decoded"),
+    };
+    Status::with_error_details(code, text, ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new())).into_http()
+}
+
+/// The service is to blame, or the machine: something for the operator.
+pub fn is_fault(code: Code) -> bool {
+    match code {
+        Code::Unknown | Code::Internal | Code::DataLoss | Code::Unavailable | Code::DeadlineExceeded => true,
+        Code::Ok
+        | Code::Cancelled
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::ResourceExhausted
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Unimplemented
+        | Code::Unauthenticated => false,
+    }
+}
+
+/// `5 minutes`: whole units, rounded up, so that nobody is sent back too early.
+fn in_words(delay: Duration) -> String {
+    let secs = whole_seconds(delay);
+    let (n, unit) = match secs {
+        0..=1 => (1, "second"),
+        2..60 => (secs, "second"),
+        60..3600 => (secs.div_ceil(60), "minute"),
+        3600..86_400 => (secs.div_ceil(3600), "hour"),
+        _ => (secs.div_ceil(86_400), "day"),
+    };
+    if n == 1 { format!("1 {unit}") } else { format!("{n} {unit}s") }
+}
+
+/// Rounded up.
+fn whole_seconds(delay: Duration) -> u64 {
+    delay.as_secs() + u64::from(delay.subsec_nanos() > 0)
+}
+
+/// An error and all that lies under it, on one line.
+pub struct Chain<'a>(pub &'a (dyn std::error::Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut next = self.0.source();
+        while let Some(error) = next {
+            write!(f, ": {error}")?;
+            next = error.source();
+        }
+        Ok(())
+    }
+}

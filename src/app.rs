@@ -1,0 +1,94 @@
+//! What the rules work with: stores, keys, clock, configuration.
+
+use std::sync::Arc;
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument;
+
+use crate::{
+    clock::Clock,
+    config::Config,
+    db::Db,
+    domain::{
+        password::{self, Argon2Params},
+        token::Keys,
+    },
+    entity::user::PasswordHash,
+    error::{Cause, Dependency, Error, Result},
+    hash_pool::HashPool,
+    limiter::Limiter,
+    revocations::{self, Revocations},
+};
+
+/// The service without its faces. The rules are `impl App` blocks in `domain`.
+pub struct App {
+    pub config: Config,
+    pub clock: Clock,
+    pub db: Db,
+    pub keys: Keys,
+    pub revocations: Revocations,
+    pub limiter: Limiter,
+    pub hash_pool: HashPool,
+    pub argon2: Argon2Params,
+    /// What a password is held against where there is no user, so that it takes as long as where there is one.
+    pub decoy: PasswordHash,
+    /// What runs on when its caller has gone.
+    changes: TaskTracker,
+}
+
+impl App {
+    /// The service over a database that is migrated.
+    pub async fn new(config: Config, clock: Clock, db: Db) -> Result<Self, Cause> {
+        let keys = Keys::new(&config.jwt, &config.keys()?.signing);
+        let hashing = &config.hashing;
+        let argon2 = Argon2Params::new(hashing.memory_kib, hashing.iterations, hashing.parallelism)?;
+        Ok(Self {
+            keys,
+            revocations: Revocations::load(&db, &clock).await?,
+            limiter: Limiter::new(config.limits.clone()),
+            hash_pool: HashPool::start(hashing.threads, hashing.queue)?,
+            argon2,
+            decoy: PasswordHash(password::decoy(argon2)),
+            changes: TaskTracker::new(),
+            config,
+            clock,
+            db,
+        })
+    }
+
+    /// Runs a change in a task of its own: once begun it runs to its end, whether its caller waits or not.
+    pub(crate) async fn change<T: Send + 'static>(
+        &self,
+        change: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        if self.changes.is_closed() {
+            return Err(Error::Unavailable { what: Dependency::Shutdown, cause: None });
+        }
+        self.changes.spawn(change.in_current_span()).await.map_err(Error::internal)?
+    }
+
+    /// Keeps the list of ended sessions fresh until `stop`.
+    pub async fn follow_revocations(self: Arc<Self>, stop: CancellationToken) {
+        let mut failing = false;
+        while stop.run_until_cancelled(tokio::time::sleep(revocations::POLL_EVERY)).await.is_some() {
+            match self.revocations.poll(&self.db, &self.clock).await {
+                Ok(()) if failing => {
+                    failing = false;
+                    tracing::info!("the revocations are followed again");
+                }
+                Err(error) if !failing => {
+                    failing = true;
+                    tracing::error!(error = &error as &dyn std::error::Error, "the revocations can't be read");
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+    }
+
+    /// Waits for the changes that are under way, then closes the database.
+    pub async fn close(&self) {
+        self.changes.close();
+        self.changes.wait().await;
+        self.db.close().await;
+    }
+}

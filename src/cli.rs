@@ -1,0 +1,261 @@
+//! The command line: serve, and what an operator does beside it.
+
+use std::{
+    io::{IsTerminal, Read, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use clap::{Parser, Subcommand};
+use secrecy::{ExposeSecret, SecretString};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api,
+    app::App,
+    clock::Clock,
+    config::{Config, ConfigErrors, MailTransport, Store},
+    db::{Db, DbOptions},
+    domain::{password::Password, user::EmailAddress},
+    error::{Cause, Error},
+    server::Server,
+    telemetry,
+};
+
+/// A user and identity service: gRPC and REST on one port.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    about,
+    after_help = "Settings come from the environment and from .env; `identity config` shows them."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve gRPC and REST (the default).
+    Serve,
+    /// Bring the database's schema up to date, and exit.
+    Migrate,
+    /// Make a superuser. The password is asked for, or taken from `SUPERUSER_PASSWORD` or standard input.
+    Createsuperuser {
+        /// The e-mail address.
+        #[arg(long)]
+        email: String,
+    },
+    /// Ask the service that runs here whether it is well; exit 0 if so, else 1.
+    Healthcheck,
+    /// Print the settings in force, secrets as fingerprints.
+    Config,
+    /// Print the `OpenAPI` document.
+    Openapi,
+}
+
+/// Why a command ended without success.
+pub enum Failure {
+    /// The configuration, all its mistakes at once: exit 2.
+    Config(ConfigErrors),
+    /// Anything else: exit 1.
+    Other(Cause),
+}
+
+impl<E: Into<Cause>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let cause: Cause = error.into();
+        match cause.downcast::<ConfigErrors>() {
+            Ok(errors) => Self::Config(*errors),
+            Err(cause) => Self::Other(cause),
+        }
+    }
+}
+
+impl Cli {
+    /// Does what the command line asks for.
+    pub async fn run(self) -> Result<(), Failure> {
+        match self.command.unwrap_or(Command::Serve) {
+            Command::Serve => serve().await,
+            Command::Migrate => migrate().await,
+            Command::Createsuperuser { email } => create_superuser(&email).await,
+            Command::Healthcheck => healthcheck().await,
+            Command::Config => show_config(),
+            Command::Openapi => Ok(say(api::OPENAPI)?),
+        }
+    }
+}
+
+async fn serve() -> Result<(), Failure> {
+    let config = configured()?;
+    let db = connect(&config).await?;
+    if config.database.auto_migrate {
+        db.migrate().await?;
+    }
+    let pending = db.pending_migrations().await?;
+    if !pending.is_empty() {
+        return Err(format!("the database lacks {}: run `identity migrate`", pending.join(", ")).into());
+    }
+    let (address, store) = (config.server.listen_addr, config.database.store.to_string());
+    let mail = match &config.mail.transport {
+        MailTransport::Console => "none yet; later releases print it here",
+        MailTransport::File(_) | MailTransport::Smtp(_) => "none yet",
+    };
+    let app = Arc::new(App::new(config, Clock::System, db).await?);
+    let server = Server::bind(app, address).await?;
+    let address = server.local_addr()?;
+    say(&format!(
+        "identity {} serves gRPC and REST on {address}\n  store  {store}\n  cache  in process\n  mail   {mail}\n  docs   http://{}/api/docs/",
+        env!("CARGO_PKG_VERSION"),
+        reachable(address),
+    ))?;
+    let stop = CancellationToken::new();
+    tokio::spawn(stop_on_signal(stop.clone()));
+    Ok(server.run(stop).await?)
+}
+
+async fn stop_on_signal(stop: CancellationToken) {
+    let terminated = async {
+        #[cfg(unix)]
+        if let Ok(mut signal) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            signal.recv().await;
+            return;
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = terminated => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    tracing::info!("stopping: no new calls, those under way may finish");
+    stop.cancel();
+}
+
+async fn migrate() -> Result<(), Failure> {
+    let config = configured()?;
+    let db = connect(&config).await?;
+    let applied = db.migrate().await?;
+    db.close().await;
+    match applied.as_slice() {
+        [] => say("nothing to do: the schema is up to date")?,
+        names => say(&format!("applied {}", names.join(", ")))?,
+    }
+    Ok(())
+}
+
+async fn create_superuser(email: &str) -> Result<(), Failure> {
+    let email = EmailAddress::parse(email).map_err(|wrong| format!("--email: {wrong}"))?;
+    let mut config = configured()?;
+    let password = match config.superuser_password.take() {
+        Some(password) => password,
+        None => ask_for_password()?,
+    };
+    let password =
+        Password::parse_new(password.expose_secret(), &[email.as_str()]).map_err(|reasons| reasons.join(" "))?;
+    let db = connect(&config).await?;
+    db.migrate().await?;
+    let app = App::new(config, Clock::System, db).await?;
+    let made = app.create_superuser(&email, password).await;
+    app.close().await;
+    match made {
+        Ok(user) => Ok(say(&format!("superuser {} has id {}", user.email, user.id))?),
+        Err(Error::EmailTaken) => Err("a user with this email already exists".into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Typed twice on a terminal; elsewhere the first line of standard input.
+fn ask_for_password() -> Result<SecretString, Cause> {
+    if !std::io::stdin().is_terminal() {
+        let mut text = String::new();
+        std::io::stdin().take(4096).read_to_string(&mut text)?;
+        let line = text.lines().next().unwrap_or_default();
+        if line.is_empty() {
+            return Err("no password: set SUPERUSER_PASSWORD, or give it on standard input".into());
+        }
+        return Ok(line.into());
+    }
+    let password = SecretString::from(rpassword::prompt_password("Password: ")?);
+    let again = SecretString::from(rpassword::prompt_password("Password (again): ")?);
+    if password.expose_secret() == again.expose_secret() { Ok(password) } else { Err("the passwords differ".into()) }
+}
+
+/// One request by hand: an image without a shell has no curl either.
+async fn healthcheck() -> Result<(), Failure> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let address = reachable(Config::from_environment()?.server.listen_addr);
+    let answer = async {
+        let mut stream = tokio::net::TcpStream::connect(address).await?;
+        let request = "GET /api/health/ HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.take(65_536).read_to_end(&mut answer).await?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(5), answer)
+        .await
+        .map_err(|_| format!("{address} did not answer within 5 seconds"))?
+        .map_err(|error| format!("{address}: {error}"))?;
+    let answer = String::from_utf8_lossy(&answer);
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    say(body)?;
+    if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(format!("{address} is not well").into()) }
+}
+
+fn show_config() -> Result<(), Failure> {
+    let config = Config::from_environment()?;
+    for warning in &config.warnings {
+        say(&format!("# {warning}"))?;
+    }
+    let mut group = "";
+    for setting in config.describe()? {
+        if setting.variable.group != group {
+            group = setting.variable.group;
+            say(&format!("\n# {group}"))?;
+        }
+        let mark = if setting.is_set { "" } else { "  # by default" };
+        say(&format!("{}={}{mark}", setting.variable.name, setting.value))?;
+    }
+    Ok(())
+}
+
+/// The configuration, with the log started as it says.
+fn configured() -> Result<Config, Failure> {
+    let config = Config::from_environment()?;
+    telemetry::start(&config.log)?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(config)
+}
+
+async fn connect(config: &Config) -> Result<Db, Cause> {
+    let database = &config.database;
+    let url = match &database.store {
+        Store::Sqlite { path } => format!("sqlite://{}", path.display()),
+        Store::Postgres { url, .. } => url.expose_secret().to_owned(),
+    };
+    let options = DbOptions {
+        url,
+        max_connections: database.max_connections,
+        max_age: database.connection_max_age,
+        ..DbOptions::default()
+    };
+    Ok(Db::connect(&options).await?)
+}
+
+/// An address to call the service at that listens there.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
+}
+
+/// A line on standard output.
+fn say(line: &str) -> std::io::Result<()> {
+    writeln!(std::io::stdout().lock(), "{line}")
+}

@@ -1,0 +1,49 @@
+//! Which host names are ours.
+
+use super::parse::{self, Wrong};
+
+/// The host names that the service answers to, by Django's rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AllowedHosts {
+    Any,
+    /// In lower case. One that begins with a dot stands for the name after it and all its subdomains.
+    Only(Vec<String>),
+}
+
+impl AllowedHosts {
+    /// Whether a request may name `host`: what its `Host` header or `:authority` says, with or without a port.
+    pub fn allows(&self, host: &str) -> bool {
+        let Self::Only(patterns) = self else { return true };
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.ends_with(':') => name,
+            _ => host,
+        };
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        patterns.iter().any(|pattern| match pattern.strip_prefix('.') {
+            Some(domain) => name == domain || name.ends_with(pattern),
+            None => name == *pattern,
+        })
+    }
+
+    pub(super) fn parse(text: &str) -> Result<Self, Wrong> {
+        let patterns = parse::list(text, |item| {
+            let name = item.strip_prefix('.').unwrap_or(item);
+            let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+            if item == "*" {
+                Ok("*".to_owned())
+            } else if bare.is_empty() || parse::host(bare).is_err() {
+                Err("is not a host name: no scheme, no port, no path".into())
+            } else if bare.contains(':') && bare == name {
+                // In a Host header an IPv6 address has brackets.
+                Ok(format!("[{}]", bare.to_ascii_lowercase()))
+            } else {
+                Ok(item.to_ascii_lowercase())
+            }
+        })?;
+        match patterns {
+            patterns if patterns.is_empty() => Err("names no host".into()),
+            patterns if patterns.iter().any(|pattern| pattern == "*") => Ok(Self::Any),
+            patterns => Ok(Self::Only(patterns)),
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The table of variables. A row is the only place that holds a variable's name, default, form and meaning: the reader,
+//! `identity config`, the messages about mistakes and the check of the documentation all take them from here.
+
+/// One environment variable of the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Variable {
+    pub name: &'static str,
+    /// The heading under which it is listed.
+    pub group: &'static str,
+    pub default: Fallback,
+    /// What a right value looks like, with its unit: it follows the word "expected".
+    pub form: &'static str,
+    /// What it does, in a line or two.
+    pub help: &'static str,
+    pub shown: Shown,
+}
+
+/// What holds where a variable is unset or blank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fallback {
+    /// This text, as if it had been set.
+    Value(&'static str),
+    /// Something that isn't a fixed value; described here.
+    Described(&'static str),
+}
+
+impl Fallback {
+    /// For a reader of the documentation.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Value(text) | Self::Described(text) => text,
+        }
+    }
+}
+
+/// How much of a value an operator gets to see. Nothing but `Plain` is ever quoted in a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    Plain,
+    /// A URL, without user, password and query.
+    Place,
+    /// A key, as its fingerprint: two services that must share it can compare.
+    Fingerprint,
+    /// A password, only as "set": people choose those, so even a fingerprint would let one guess.
+    Hidden,
+}
+
+/// `/// help`, then `NAME = "value"` or `NAME => "what happens without it"`, then the form and how it is shown.
+macro_rules! variables {
+    ($($group:literal { $($(#[doc = $help:literal])+ $name:ident $sign:tt $default:literal, $form:literal, $shown:ident;)+ })+) => {
+        $($($(#[doc = $help])+ pub(super) const $name: Variable = Variable {
+            name: stringify!($name),
+            group: $group,
+            default: variables!(@default $sign $default),
+            form: $form,
+            help: concat!($($help),+).trim_ascii(),
+            shown: Shown::$shown,
+        };)+)+
+
+        /// Every variable that the service reads, in the order in which they are explained.
+        pub const VARIABLES: &[Variable] = &[$($($name),+),+];
+    };
+    (@default = $value:literal) => { Fallback::Value($value) };
+    (@default => $described:literal) => { Fallback::Described($described) };
+}
+
+variables! {
+    "Service" {
+        /// A developer's machine: weak keys and cheap hashes are allowed, with a warning.
+        DEBUG = "false", "true or false", Plain;
+        /// What the service keeps on disk: the SQLite database and the random signing key.
+        DATA_DIR = "./data", "a folder that the service may write to", Plain;
+        /// The listener that serves REST, gRPC and gRPC-Web.
+        LISTEN_ADDR = "0.0.0.0:8000", "an IP address and a port, like 0.0.0.0:8000", Plain;
+        /// A second listener, for gRPC only.
+        GRPC_ADDR => "none", "an IP address and a port, like 0.0.0.0:9000", Plain;
+        /// Scheme and host of the links in answers and mails.
+        PUBLIC_URL => "as the client sees it", "an http or https URL, like https://users.example.com", Plain;
+        /// Whether gRPC clients may ask for the protos.
+        REFLECTION = "true", "true or false", Plain;
+        /// What is logged: a level, or levels by module.
+        LOG_LEVEL = "info", "off, error, warn, info, debug or trace, also by module, like info,sqlx=warn", Plain;
+        /// How it is logged. `auto`: text on a terminal, JSON elsewhere.
+        LOG_FORMAT = "auto", "auto, text or json", Plain;
+    }
+    "Keys and tokens" {
+        /// Signs the tokens. Its bytes are taken as they stand, as SimpleJWT takes them.
+        JWT_SECRET_KEY => "a random key, kept in DATA_DIR/jwt.key; required with PostgreSQL",
+            "a secret of at least 32 bytes, the same for all replicas (make one: openssl rand -hex 32)", Fingerprint;
+        /// The algorithm of the signatures. HS384 wants a key of 48 bytes, HS512 of 64.
+        JWT_ALGORITHM = "HS256", "HS256, HS384 or HS512", Plain;
+        /// Lifetime of an access token, in seconds.
+        JWT_EXPIRATION_DELTA = "3600", "a number of seconds", Plain;
+        /// Lifetime of a refresh token, in seconds.
+        JWT_REFRESH_EXPIRATION_DELTA = "604800", "a number of seconds, no less than JWT_EXPIRATION_DELTA", Plain;
+        /// Until when tokens without a session, made by the Django service, are taken.
+        ACCEPT_SIMPLEJWT_UNTIL => "never", "a time as in RFC 3339, like 2027-01-31T00:00:00Z", Plain;
+        /// Keys the verification codes, the outbox and the events.
+        SECRET_KEY => "derived from the signing key", "a secret of at least 32 bytes", Fingerprint;
+    }
+    "Database" {
+        /// The database. It outranks the POSTGRES variables.
+        DATABASE_URL => "SQLite in DATA_DIR/identity.db, or PostgreSQL where POSTGRES_HOST is set",
+            "sqlite:path/to/file.db or postgres://user:password@host:5432/name", Place;
+        /// The PostgreSQL server. Set, it takes the place of SQLite.
+        POSTGRES_HOST => "none: SQLite", "a host name, an IP address or the folder of a socket", Plain;
+        /// Its port.
+        POSTGRES_PORT = "5432", "a port from 1 to 65535", Plain;
+        /// The database there.
+        POSTGRES_DB = "user_service_db", "the name of a database", Plain;
+        /// The user to log in as.
+        POSTGRES_USER = "postgres", "the name of a database user", Plain;
+        /// The user's password.
+        POSTGRES_PASSWORD => "none", "a password", Hidden;
+        /// After how many seconds a connection is closed, once it is free.
+        POSTGRES_CONN_MAX_AGE = "600", "a number of seconds", Plain;
+        /// How many connections to the database each replica opens at most.
+        DATABASE_MAX_CONNECTIONS = "16", "a number of connections", Plain;
+        /// Whether `serve` brings the schema up to date first.
+        AUTO_MIGRATE = "true", "true or false", Plain;
+    }
+    "Redis" {
+        /// The Redis that replicas share. It outranks `REDIS_HOST`.
+        REDIS_URL => "none: counters and caches are kept in process",
+            "a URL of redis, rediss, redis-sentinel or redis-cluster, like redis://redis:6379/1", Place;
+        /// The Redis server, where there is no `REDIS_URL`.
+        REDIS_HOST => "none", "a host name or an IP address", Plain;
+        /// Its port.
+        REDIS_PORT = "6379", "a port from 1 to 65535", Plain;
+    }
+    "Mail and events" {
+        /// Where mail goes. Django's dotted names for these are taken as well.
+        EMAIL_BACKEND => "smtp where EMAIL_HOST is set, else console", "smtp, console or file", Plain;
+        /// The mail server.
+        EMAIL_HOST => "localhost with EMAIL_BACKEND=smtp", "a host name or an IP address", Plain;
+        /// Its port.
+        EMAIL_PORT => "587 with EMAIL_USE_TLS, else 25", "a port from 1 to 65535", Plain;
+        /// Whether to go over to TLS (STARTTLS) before anything is sent.
+        EMAIL_USE_TLS = "false", "true or false", Plain;
+        /// The user to log in as at the mail server.
+        EMAIL_HOST_USER => "no login", "a user name", Plain;
+        /// That user's password.
+        EMAIL_HOST_PASSWORD => "none", "a password", Hidden;
+        /// Where `EMAIL_BACKEND=file` writes, one `.eml` a message.
+        EMAIL_FILE_PATH => "none; required with EMAIL_BACKEND=file", "a folder that the service may write to", Plain;
+        /// The sender of the mails.
+        DEFAULT_FROM_EMAIL = "webmaster@localhost", "an address, like Users <users@example.com>", Plain;
+        /// Receives signed JSON events about users.
+        NOTIFICATION_SERVICE_URL => "none: no events", "an http or https URL, like http://notification-service:8001", Plain;
+    }
+    "Accounts" {
+        /// Whether login sets cookies, too.
+        AUTH_COOKIES = "false", "true or false", Plain;
+        /// What the login of an unknown address answers: 404 as documented, or with `strict` the 401 of a wrong password.
+        AUTH_PRIVACY = "documented", "documented or strict", Plain;
+        /// What needs a verified address.
+        REQUIRE_VERIFIED = "self_service_roles", "none, or a list of self_service_roles, avatar, profile and login", Plain;
+        /// The roles that users may give themselves.
+        SELF_SERVICE_ROLES = "freelancer,seller", "none, or a list of freelancer and seller", Plain;
+        /// Whether ordinary users see others' addresses masked or in full.
+        DIRECTORY_EMAILS = "masked", "masked or full", Plain;
+        /// Where avatars are kept.
+        AVATAR_STORE = "db", "db", Plain;
+        /// What `createsuperuser` takes instead of asking.
+        SUPERUSER_PASSWORD => "none: it is asked for", "a password", Hidden;
+    }
+    "Limits" {
+        /// Failed logins per address and client.
+        RATE_LIMIT_LOGIN = "5/15m", "off, or a count and a time (s, m, h, d), like 5/15m", Plain;
+        /// Whether a successful login counts as well.
+        RATE_LIMIT_LOGIN_COUNTS = "failures", "failures or attempts", Plain;
+        /// Registrations per client.
+        RATE_LIMIT_REGISTER = "3/1h", "off, or a count and a time (s, m, h, d), like 3/1h", Plain;
+        /// Calls per user, or per client where anonymous.
+        RATE_LIMIT_API = "1000/1m", "off, or a count and a time (s, m, h, d), like 1000/1m", Plain;
+        /// Verification mails per user.
+        RATE_LIMIT_VERIFICATION = "1/1m", "off, or a count and a time (s, m, h, d), like 1/1m", Plain;
+        /// Gateways, free from the limits per client.
+        RATE_LIMIT_EXEMPT => "none", "a list of addresses and networks, like 10.0.0.0/8,192.168.1.7", Plain;
+        /// Proxies whose X-Forwarded-For is believed.
+        TRUSTED_PROXIES => "none", "a list of addresses and networks, like 10.0.0.0/8,192.168.1.7", Plain;
+    }
+    "HTTP" {
+        /// The host names that the service answers to.
+        ALLOWED_HOSTS => "any", "a list of host names; .example.com includes subdomains, * is any", Plain;
+        /// The origins whose pages may call the service.
+        CORS_ALLOWED_ORIGINS => "none", "a list of origins, like https://example.com,http://localhost:3000", Plain;
+        /// Whether plain HTTP is redirected to HTTPS.
+        SECURE_SSL_REDIRECT = "false", "true or false", Plain;
+        /// For how many seconds browsers are told to insist on HTTPS; 0 doesn't tell them.
+        SECURE_HSTS_SECONDS = "0", "a number of seconds", Plain;
+        /// Whether that holds for subdomains, too.
+        SECURE_HSTS_INCLUDE_SUBDOMAINS = "false", "true or false", Plain;
+    }
+    "Password hashing" {
+        /// Memory of one argon2id hash, in KiB.
+        ARGON2_MEMORY_KIB = "19456", "a number of KiB, no less than 19456", Plain;
+        /// Passes over that memory.
+        ARGON2_ITERATIONS = "2", "a number of passes, no less than 2", Plain;
+        /// Lanes of that memory.
+        ARGON2_PARALLELISM = "1", "a number of lanes", Plain;
+        /// Threads that hash.
+        HASH_THREADS => "one for each core", "a number of threads", Plain;
+        /// Passwords that may wait for a thread; beyond it logins get 503.
+        HASH_QUEUE => "64 for each thread", "a number of passwords", Plain;
+    }
+}

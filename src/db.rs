@@ -1,0 +1,307 @@
+//! The connection to SQL, SQLite or PostgreSQL: reads, write transactions, migrations.
+//!
+//! On PostgreSQL one bounded pool serves both. SQLite has many readers but one writer: the writes go through a pool
+//! of a single connection, where they queue up in the order they came. The pool hands the connection on only after
+//! the last transaction is through, also when it was dropped half-way; a mutex around several connections would be
+//! free while the rollback is still queued.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use log::LevelFilter;
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, SqliteTransactionMode, SqlxPostgresConnector,
+    SqlxSqliteConnector, Statement, TransactionOptions, TransactionTrait,
+};
+use sqlx::{
+    ConnectOptions, Connection,
+    postgres::{PgConnectOptions, PgPoolOptions},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+use crate::error::{Cause, Dependency, Error, Result};
+
+/// A write transaction: `&tx` is a connection to SeaORM, `tx.commit()` keeps the changes, and dropping it undoes them.
+pub type Tx = DatabaseTransaction;
+
+/// How to reach the database. No Debug: the URL may hold a password.
+#[derive(Clone)]
+pub struct DbOptions {
+    /// `sqlite:///path/to/file` or `postgres://…`, there with libpq's parameters (`sslmode`, `sslrootcert`).
+    pub url: String,
+    /// The bound of the pool. SQLite takes at most [`SQLITE_READERS`] of it, and one more to write.
+    pub max_connections: u32,
+    /// How long a call may wait for a connection, or on SQLite for its turn to write.
+    pub acquire_timeout: Duration,
+    /// How long PostgreSQL may work at a statement.
+    pub statement_timeout: Duration,
+    /// How long a statement may wait for a lock of PostgreSQL.
+    pub lock_timeout: Duration,
+    /// How old a connection to PostgreSQL may grow.
+    pub max_age: Duration,
+}
+
+impl Default for DbOptions {
+    /// The waits are such that a call answers within two seconds when the database is away.
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            max_connections: 16,
+            acquire_timeout: Duration::from_millis(1500),
+            statement_timeout: Duration::from_secs(5),
+            lock_timeout: Duration::from_millis(1500),
+            max_age: Duration::from_mins(10),
+        }
+    }
+}
+
+/// A reader of SQLite is a thread and works at the speed of memory: more of them than cores gain nothing.
+pub const SQLITE_READERS: u32 = 4;
+/// How long SQLite waits for another process that writes or reorganises the file.
+const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// A transaction that does nothing for so long has lost its owner: PostgreSQL ends it, and frees what it locked.
+const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection unused for so long is tried before it is handed out. Short, so that after an outage of PostgreSQL calls
+/// don't run into the connections of before; and free of cost under load, where no connection rests that long.
+const PING_AFTER_IDLE: Duration = Duration::from_secs(1);
+const SLOW_STATEMENT: Duration = Duration::from_millis(250);
+/// How long to wait for another replica that migrates.
+const MIGRATION_WAIT: Duration = Duration::from_mins(2);
+/// How long closing waits for calls that still hold a connection.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+/// The key of PostgreSQL's advisory lock around the migrations; it is the database's own, so any number will do.
+const MIGRATION_LOCK: i64 = i64::from_be_bytes(*b"identity");
+
+/// The database. Clones share their connections.
+#[derive(Clone)]
+pub struct Db {
+    reader: DatabaseConnection,
+    writer: DatabaseConnection,
+    /// How the migrations connect to PostgreSQL; on SQLite they are a transaction like others.
+    migrations: Option<Arc<PgConnectOptions>>,
+}
+
+impl Db {
+    /// Opens SQLite's file, made if missing, and its folder; or gets ready for PostgreSQL, where the first
+    /// call connects, so that a service may start before its database.
+    ///
+    /// # Errors
+    /// `Internal` if the URL or the file can't be used, `Unavailable` if SQLite can't open the file, or others keep it
+    /// locked.
+    pub async fn connect(options: &DbOptions) -> Result<Self> {
+        // Not through sea_orm::Database: it shows the URL, with its password, to the log at TRACE and in its errors.
+        let scheme = options.url.split(':').next().unwrap_or_default();
+        match scheme {
+            "sqlite" => Self::open_sqlite(options).await,
+            "postgres" | "postgresql" => Self::prepare_postgres(options),
+            _ => Err(Error::internal("the database's URL starts with neither sqlite: nor postgres:")),
+        }
+    }
+
+    async fn open_sqlite(options: &DbOptions) -> Result<Self> {
+        let file: SqliteConnectOptions = options.url.parse().map_err(Error::internal)?;
+        make_private(file.get_filename())?;
+        let file = file
+            .busy_timeout(SQLITE_BUSY_TIMEOUT)
+            .foreign_keys(true)
+            .synchronous(SqliteSynchronous::Full)
+            .log_statements(LevelFilter::Debug)
+            .log_slow_statements(LevelFilter::Warn, SLOW_STATEMENT);
+        let pool = || {
+            SqlitePoolOptions::new()
+                .acquire_timeout(options.acquire_timeout)
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .test_before_acquire(false) // there is no line to be cut
+        };
+
+        let write = file.clone().journal_mode(SqliteJournalMode::Wal).optimize_on_close(true, 400);
+        let writer = pool().max_connections(1).connect_with(write).await.map_err(away)?;
+        // A write that slips in here would run into the writer's lock; so it fails at once, in the first test.
+        let read = file.pragma("query_only", "ON");
+        let reader = pool().max_connections(options.max_connections.clamp(1, SQLITE_READERS)).connect_lazy_with(read);
+        Ok(Self {
+            reader: SqlxSqliteConnector::from_sqlx_sqlite_pool(reader),
+            writer: SqlxSqliteConnector::from_sqlx_sqlite_pool(writer),
+            migrations: None,
+        })
+    }
+
+    fn prepare_postgres(options: &DbOptions) -> Result<Self> {
+        let server: PgConnectOptions = options.url.parse().map_err(Error::internal)?;
+        let server = match server.get_application_name() {
+            Some(_) => server,
+            None => server.application_name("identity"),
+        };
+        let server =
+            server.log_statements(LevelFilter::Debug).log_slow_statements(LevelFilter::Warn, SLOW_STATEMENT).options([
+                ("lock_timeout", options.lock_timeout.as_millis()),
+                ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT.as_millis()),
+            ]);
+        let pool = PgPoolOptions::new()
+            .max_connections(options.max_connections.max(1))
+            .acquire_timeout(options.acquire_timeout)
+            .max_lifetime(options.max_age)
+            .test_before_acquire(false)
+            .before_acquire(|connection, usage| {
+                Box::pin(async move {
+                    if usage.idle_for >= PING_AFTER_IDLE {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
+            .connect_lazy_with(server.clone().options([("statement_timeout", options.statement_timeout.as_millis())]));
+        let both = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
+        Ok(Self { reader: both.clone(), writer: both, migrations: Some(Arc::new(server)) })
+    }
+
+    /// The connection for reads. A write through it fails on SQLite.
+    pub fn reader(&self) -> &DatabaseConnection {
+        &self.reader
+    }
+
+    /// Begins a write transaction. On SQLite there is one at a time, and it has the write lock from the start, so that
+    /// a read within it holds until the commit.
+    ///
+    /// # Errors
+    /// `Unavailable` if its turn or a connection doesn't come in time, or the store is away.
+    pub async fn begin(&self) -> Result<Tx> {
+        let writer = self.writer.clone();
+        let options = TransactionOptions {
+            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+            ..Default::default()
+        };
+        // In a task of its own, which runs on when the caller is dropped: sqlx forgets a BEGIN that nobody waited for,
+        // and the connection would go back to PostgreSQL's pool with a transaction open.
+        tokio::spawn(async move { writer.begin_with_options(options).await })
+            .await
+            .map_err(Error::internal)?
+            .map_err(Error::from)
+    }
+
+    /// The names of the migrations that the database lacks, oldest first.
+    ///
+    /// # Errors
+    /// `Unavailable` if the store is away.
+    pub async fn pending_migrations(&self) -> Result<Vec<String>> {
+        Ok(identity_migrations::pending(&self.reader).await?)
+    }
+
+    /// Applies the migrations that the database lacks and returns their names. Any number of processes may do so at
+    /// once: one migrates, the others wait for it and find nothing left to do.
+    ///
+    /// # Errors
+    /// `Unavailable` if the store is away, or another process migrates for longer than two minutes.
+    pub async fn migrate(&self) -> Result<Vec<String>> {
+        if self.pending_migrations().await?.is_empty() {
+            return Ok(Vec::new());
+        }
+        match &self.migrations {
+            None => {
+                let tx = self.begin().await?;
+                let applied = identity_migrations::apply(&tx).await?;
+                tx.commit().await?;
+                Ok(applied)
+            }
+            Some(server) => migrate_postgres(server).await,
+        }
+    }
+
+    /// Whether the database answers within `timeout`.
+    ///
+    /// # Errors
+    /// `Unavailable` if it doesn't.
+    pub async fn ping(&self, timeout: Duration) -> Result<()> {
+        match tokio::time::timeout(timeout, self.reader.ping()).await {
+            Ok(answer) => Ok(answer?),
+            Err(late) => Err(away(late)),
+        }
+    }
+
+    /// For people: `SQLite` or `PostgreSQL`.
+    pub fn backend_name(&self) -> &'static str {
+        match self.reader.get_database_backend() {
+            DbBackend::Sqlite => "SQLite",
+            _ => "PostgreSQL",
+        }
+    }
+
+    /// Closes the connections, once the calls that hold one are done or had three seconds to be. SQLite's log is
+    /// written back to its file.
+    pub async fn close(&self) {
+        let closed = async {
+            // The writer last: the last connection of all writes the log back, and a reader may not write.
+            self.reader.close_by_ref().await?;
+            self.writer.close_by_ref().await
+        };
+        match tokio::time::timeout(CLOSE_TIMEOUT, closed).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the database was not closed properly"),
+            Err(_) => tracing::warn!("the database was left with calls still running"),
+        }
+    }
+}
+
+fn away(cause: impl Into<Cause>) -> Error {
+    Error::Unavailable { what: Dependency::Database, cause: Some(cause.into()) }
+}
+
+/// Makes the file if it is missing, and its folder, for our eyes only: it will hold e-mail addresses and hashes of
+/// passwords. One that is there stays untouched: to close it here would drop the locks that SQLite holds on it in this
+/// process.
+fn make_private(file: &Path) -> Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .and_then(|()| std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file));
+    match made {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(Error::internal(format!("{}: {error}", file.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Migrates over a connection of its own, which holds the lock as well: if it breaks, lock and work end together. A
+/// statement may take its time here, but waits no longer than others for a lock on a table.
+async fn migrate_postgres(server: &PgConnectOptions) -> Result<Vec<String>> {
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_before_acquire(false) // a broken connection must fail, not be replaced by one without the lock
+        .connect_lazy_with(server.clone());
+    let session = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
+    let migrated = async {
+        lock_migrations(&session).await?;
+        Ok(identity_migrations::apply(&session).await?)
+    }
+    .await;
+    // Ends the session, and with it the lock.
+    session.close_by_ref().await?;
+    migrated
+}
+
+/// Tries for the lock until it is ours. A statement that waits for it would hold a snapshot, for which the other side
+/// may itself be waiting (`CREATE INDEX CONCURRENTLY`).
+async fn lock_migrations(session: &DatabaseConnection) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + MIGRATION_WAIT;
+    loop {
+        let attempt = Statement::from_sql_and_values(
+            DbBackend::Postgres,
+            "SELECT pg_try_advisory_lock($1) AS locked",
+            [MIGRATION_LOCK.into()],
+        );
+        let locked = session.query_one_raw(attempt).await?.is_some_and(|row| row.try_get("", "locked") == Ok(true));
+        if locked {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return Err(away("another process has been migrating for too long"));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

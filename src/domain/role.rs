@@ -1,0 +1,108 @@
+//! Roles, and what they allow. Contract §5.
+
+use crate::entity::user;
+
+/// What somebody may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Freelancer,
+    Seller,
+    Moderator,
+    Admin,
+}
+
+impl Role {
+    /// In the order in which they are listed.
+    pub const ALL: [Self; 4] = [Self::Freelancer, Self::Seller, Self::Moderator, Self::Admin];
+
+    /// As it is shown to people.
+    pub fn display(self) -> &'static str {
+        match self {
+            Self::Freelancer => "Freelancer",
+            Self::Seller => "Seller",
+            Self::Moderator => "Moderator",
+            Self::Admin => "Admin",
+        }
+    }
+
+    fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+/// Every permission that a role brings, in the order in which they are listed.
+const PERMISSIONS: [(&str, &[Role]); 8] = [
+    ("create_gig", &[Role::Freelancer, Role::Admin]),
+    ("create_product", &[Role::Seller, Role::Admin]),
+    ("view_analytics", &[Role::Freelancer, Role::Seller, Role::Admin]),
+    ("receive_orders", &[Role::Freelancer, Role::Seller, Role::Admin]),
+    ("moderate_content", &[Role::Moderator, Role::Admin]),
+    ("manage_disputes", &[Role::Moderator, Role::Admin]),
+    ("manage_users", &[Role::Admin]),
+    ("manage_roles", &[Role::Admin]),
+];
+
+/// What is shown for somebody without a role, and for everybody in the answers of the auth routes.
+const USER: &str = "User";
+
+/// The roles that somebody holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Roles(u8);
+
+impl Roles {
+    pub fn of(user: &user::Model) -> Self {
+        [
+            (Role::Freelancer, user.is_freelancer),
+            (Role::Seller, user.is_seller),
+            (Role::Moderator, user.is_moderator),
+            (Role::Admin, user.is_staff || user.is_superuser),
+        ]
+        .into_iter()
+        .filter(|(_, held)| *held)
+        .map(|(role, _)| role)
+        .collect()
+    }
+
+    /// The roles that a token names. Names that are no role of ours count for nothing.
+    pub fn from_display<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        names.into_iter().filter_map(|name| Role::ALL.into_iter().find(|role| role.display() == name)).collect()
+    }
+
+    pub fn has(self, role: Role) -> bool {
+        self.0 & role.bit() != 0
+    }
+
+    pub fn is_admin(self) -> bool {
+        self.has(Role::Admin)
+    }
+
+    pub fn is_moderator(self) -> bool {
+        self.has(Role::Moderator)
+    }
+
+    /// The roles held, or `User` where there is none.
+    pub fn display(self) -> Vec<&'static str> {
+        if self == Self::default() { vec![USER] } else { self.held().collect() }
+    }
+
+    /// `User`, always, and then the roles held.
+    pub fn display_with_user(self) -> Vec<&'static str> {
+        std::iter::once(USER).chain(self.held()).collect()
+    }
+
+    /// What the roles allow.
+    pub fn permissions(self) -> Vec<&'static str> {
+        let allows = |roles: &[Role]| roles.iter().any(|role| self.has(*role));
+        PERMISSIONS.into_iter().filter(|(_, roles)| allows(roles)).map(|(name, _)| name).collect()
+    }
+
+    fn held(self) -> impl Iterator<Item = &'static str> {
+        Role::ALL.into_iter().filter(move |role| self.has(*role)).map(Role::display)
+    }
+}
+
+impl FromIterator<Role> for Roles {
+    fn from_iter<I: IntoIterator<Item = Role>>(roles: I) -> Self {
+        Self(roles.into_iter().fold(0, |bits, role| bits | role.bit()))
+    }
+}

@@ -1,0 +1,240 @@
+//! Sessions: one login each, held in SQL, ended for good. Contract §4.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Duration, Utc};
+use sea_orm::{ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, QueryFilter, sea_query::Expr};
+use uuid::Uuid;
+
+use crate::{
+    app::App,
+    db::Tx,
+    domain::{
+        audit::Event,
+        caller::{Call, Caller},
+        password::{self, Password, Verdict},
+        role::Roles,
+        token::{self, TokenPair, VerifiedToken},
+        user::EmailAddress,
+    },
+    entity::{
+        session,
+        user::{self, PasswordHash},
+    },
+    error::{AuthFailure, Error, Resource, Result},
+    revocations::Revocation,
+};
+
+/// How long the refresh token just replaced gives the same successor again: two tabs, a lost answer.
+pub const REFRESH_GRACE: Duration = Duration::seconds(10);
+/// How old a session may grow, however often it is refreshed.
+pub const SESSION_MAX_AGE: Duration = Duration::days(30);
+
+/// A user who has just proved to be who he or she is.
+pub struct LoggedIn {
+    pub user: user::Model,
+    pub tokens: TokenPair,
+}
+
+impl App {
+    /// Begins a session for whoever knows the password.
+    ///
+    /// An unknown address costs and takes what a wrong password does, and counts as much.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown address; `Unauthenticated` for a wrong password or an inactive account; `Throttled`;
+    /// `Unavailable` if more passwords wait to be hashed than can be.
+    pub async fn login(self: &Arc<Self>, call: Arc<Call>, email: EmailAddress, password: Password) -> Result<LoggedIn> {
+        let attempt = self.limiter.reserve_login(email.key(), call.client, self.clock.now())?;
+        let known = user::Entity::find().filter(user::Column::EmailKey.eq(email.key())).one(self.db.reader()).await?;
+        let stored = known.as_ref().map_or_else(|| self.decoy.clone(), |user| user.password.clone());
+
+        let params = self.argon2;
+        let (verdict, upgraded) = self
+            .hash_pool
+            .run(move |scratch| {
+                let verdict = password::verify(&stored.0, &password, params, scratch)?;
+                let upgraded = match verdict {
+                    Verdict::Right { outdated: true } => Some(password::hash(&password, params, scratch)?),
+                    _ => None,
+                };
+                Ok::<_, Error>((verdict, upgraded.map(PasswordHash)))
+            })
+            .await??;
+        let Some(user) = known else { return Err(Error::NotFound(Resource::User)) };
+        if verdict == Verdict::Wrong || !user.is_active {
+            return Err(Error::Unauthenticated(AuthFailure::BadCredentials));
+        }
+
+        let app = Arc::clone(self);
+        let logged_in = self.change(async move { app.begin_session_after_login(&call, user, upgraded).await }).await?;
+        self.limiter.login_succeeded(attempt);
+        Ok(logged_in)
+    }
+
+    async fn begin_session_after_login(
+        &self,
+        call: &Call,
+        user: user::Model,
+        upgraded: Option<PasswordHash>,
+    ) -> Result<LoggedIn> {
+        let now = self.clock.now();
+        let tx = self.db.begin().await?;
+        // Counts only if the account is still what the password was held against: it may have been deactivated, or
+        // its password changed, while the hash took its time.
+        let mut login = user::Entity::update_many()
+            .col_expr(user::Column::LastLogin, Expr::value(now))
+            .filter(user::Column::Id.eq(user.id))
+            .filter(user::Column::IsActive.eq(true))
+            .filter(user::Column::Password.eq(user.password.clone()));
+        if let Some(hash) = upgraded {
+            login = login.col_expr(user::Column::Password, Expr::value(hash));
+        }
+        if login.exec(&tx).await?.rows_affected == 0 {
+            return Err(Error::Unauthenticated(AuthFailure::BadCredentials));
+        }
+        let session = self.insert_session(&tx, call, user.id, now).await?;
+        self.audit(&tx, Event::LoggedIn, call, user.id).await?;
+        tx.commit().await?;
+        let tokens = self.keys.issue(&user, &session, now)?;
+        Ok(LoggedIn { user, tokens })
+    }
+
+    /// A new session of the user, within `tx`.
+    pub(super) async fn insert_session(
+        &self,
+        tx: &Tx,
+        call: &Call,
+        user_id: i64,
+        now: DateTime<Utc>,
+    ) -> Result<session::Model> {
+        let new = session::ActiveModel {
+            id: Set(new_session_id(now)),
+            user_id: Set(user_id),
+            generation: Set(1),
+            created_at: Set(now),
+            rotated_at: Set(now),
+            expires_at: Set(self.keys.refresh_expires_at(now)),
+            ends_at: Set(now + SESSION_MAX_AGE),
+            revoked_at: Set(None),
+            ip: Set(Some(call.client.to_string())),
+            user_agent: Set(call.user_agent()),
+        };
+        Ok(new.insert(tx).await?)
+    }
+
+    /// Replaces a refresh token by its successor.
+    ///
+    /// One atomic update decides who replaces it. Whoever comes second with the same token, within the grace, gets the
+    /// same successor; any later or older reuse is theft, and ends the session (RFC 9700 §4.14.2).
+    ///
+    /// # Errors
+    /// `Unauthenticated` for a token that is bad, expired, reused, or of a session that ended.
+    pub async fn refresh(self: &Arc<Self>, call: Arc<Call>, refresh_token: &str) -> Result<TokenPair> {
+        let token = self.keys.verify(refresh_token, token::Kind::Refresh, self.clock.now())?;
+        let app = Arc::clone(self);
+        self.change(async move { app.refresh_session(&call, &token).await }).await
+    }
+
+    async fn refresh_session(&self, call: &Call, token: &VerifiedToken) -> Result<TokenPair> {
+        let now = self.clock.now();
+        let mut session = self.standing_session(token.session_id, now).await?;
+        let user = user::Entity::find_by_id(session.user_id).one(self.db.reader()).await?;
+        let user = user.filter(|u| u.is_active).ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))?;
+
+        if token.jti == self.keys.refresh_jti(session.id, session.generation) {
+            let rotated = session::Entity::update_many()
+                .col_expr(session::Column::Generation, Expr::col(session::Column::Generation).add(1))
+                .col_expr(session::Column::RotatedAt, Expr::value(now))
+                .col_expr(session::Column::ExpiresAt, Expr::value(self.keys.refresh_expires_at(now)))
+                .filter(session::Column::Id.eq(session.id))
+                .filter(session::Column::Generation.eq(session.generation))
+                .filter(session::Column::RevokedAt.is_null());
+            let tx = self.db.begin().await?;
+            let rows = rotated.exec(&tx).await?.rows_affected;
+            tx.commit().await?;
+            if rows == 1 {
+                session.generation += 1;
+                session.rotated_at = now;
+                return self.keys.issue(&user, &session, now);
+            }
+            // Another call was first: the token is now the one just replaced, or the session is over.
+            session = self.standing_session(token.session_id, now).await?;
+        }
+        let just_replaced = token.jti == self.keys.refresh_jti(session.id, session.generation - 1);
+        if just_replaced && now - session.rotated_at <= REFRESH_GRACE {
+            return self.keys.issue(&user, &session, now);
+        }
+        let tx = self.db.begin().await?;
+        let ended = self.end_session(&tx, session.id, now).await?;
+        self.audit(&tx, Event::RefreshTokenReused, call, session.user_id).await?;
+        tx.commit().await?;
+        self.revocations.apply(ended);
+        tracing::warn!(user_id = session.user_id, session_id = %session.id, "a refresh token was reused; its session ended");
+        Err(Error::Unauthenticated(AuthFailure::SessionEnded))
+    }
+
+    /// The session, if it is neither revoked nor over its time.
+    async fn standing_session(&self, id: Uuid, now: DateTime<Utc>) -> Result<session::Model> {
+        let session = session::Entity::find_by_id(id).one(self.db.reader()).await?;
+        session
+            .filter(|s| s.revoked_at.is_none() && s.expires_at > now && s.ends_at > now)
+            .ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))
+    }
+
+    /// Ends the caller's session: its tokens are worth nothing from then on, here at once and everywhere within a second.
+    pub async fn logout(self: &Arc<Self>, call: Arc<Call>, caller: Caller) -> Result<()> {
+        let app = Arc::clone(self);
+        self.change(async move {
+            let now = app.clock.now();
+            let tx = app.db.begin().await?;
+            let ended = app.end_session(&tx, caller.session_id, now).await?;
+            app.audit(&tx, Event::LoggedOut, &call, caller.user_id).await?;
+            tx.commit().await?;
+            app.revocations.apply(ended);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Marks a session as over and tells the feed, within `tx`. The answer is for [`Revocations::apply`], after the commit.
+    async fn end_session(&self, tx: &Tx, id: Uuid, now: DateTime<Utc>) -> Result<Revocation> {
+        session::Entity::update_many()
+            .col_expr(session::Column::RevokedAt, Expr::value(now))
+            .filter(session::Column::Id.eq(id))
+            .filter(session::Column::RevokedAt.is_null())
+            .exec(tx)
+            .await?;
+        Revocation::of_session(id, now + self.keys.access_lifetime()).write(tx, now).await
+    }
+
+    /// Whom a token stands for, if it is worth anything now.
+    pub async fn verify_token(&self, token: &str) -> Result<VerifiedToken> {
+        let now = self.clock.now();
+        self.limiter.count_token(token, now)?;
+        let mut verified = self.keys.verify_either(token, now)?;
+        match verified.kind {
+            token::Kind::Access => {
+                let caller = self.caller(token).await?;
+                verified.roles = caller.roles;
+                verified.is_verified = caller.is_verified;
+            }
+            token::Kind::Refresh => {
+                let session = self.standing_session(verified.session_id, now).await?;
+                let user = user::Entity::find_by_id(session.user_id).one(self.db.reader()).await?;
+                let current = verified.jti == self.keys.refresh_jti(session.id, session.generation);
+                let user =
+                    user.filter(|u| u.is_active && current).ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))?;
+                verified.roles = Roles::of(&user);
+                verified.is_verified = user.is_verified;
+            }
+        }
+        Ok(verified)
+    }
+}
+
+/// A random id that sorts by time, so that sessions lie in their index in the order in which they began.
+fn new_session_id(now: DateTime<Utc>) -> Uuid {
+    let millis = u64::try_from(now.timestamp_millis()).unwrap_or_default();
+    uuid::Builder::from_unix_timestamp_millis(millis, &crate::random::bytes()).into_uuid()
+}

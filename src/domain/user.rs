@@ -1,0 +1,149 @@
+//! Users: the types of their fields, and who may see one.
+
+use std::borrow::Cow;
+
+use icu_casemap::CaseMapper;
+use icu_normalizer::ComposingNormalizerBorrowed;
+use sea_orm::EntityTrait;
+
+use crate::{
+    app::App,
+    config::DirectoryEmails,
+    domain::{caller::Caller, role::Roles},
+    entity::user,
+    error::Result,
+};
+
+pub const EMAIL_MAX_CHARS: usize = 254;
+pub const NAME_MAX_CHARS: usize = 150;
+
+/// Text folded so that two spellings of the same letters are equal, in every script: NFC, case-folded, NFC again.
+pub fn fold(text: &str) -> String {
+    let nfc = ComposingNormalizerBorrowed::new_nfc();
+    nfc.normalize(&CaseMapper::new().fold_string(&nfc.normalize(text))).into_owned()
+}
+
+/// An e-mail address, as typed with its domain in lower case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EmailAddress {
+    text: String,
+    key: String,
+}
+
+impl EmailAddress {
+    /// White space around the address doesn't count. An internationalised domain is taken in either spelling.
+    pub fn parse(raw: &str) -> Result<Self, &'static str> {
+        const INVALID: &str = "Enter a valid email address.";
+        let raw = raw.trim();
+        if raw.is_empty() {
+            return Err("This field may not be blank.");
+        }
+        if raw.chars().count() > EMAIL_MAX_CHARS {
+            return Err("Ensure this field has no more than 254 characters.");
+        }
+        let (local, domain) = raw.rsplit_once('@').ok_or(INVALID)?;
+        if !is_local_part(local) || !is_domain(domain) {
+            return Err(INVALID);
+        }
+        let text = format!("{local}@{}", domain.to_lowercase());
+        let key = fold(&text);
+        Ok(Self { text, key })
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// What two spellings of one address have in common: unique in the table.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// `j***@example.com`: for those who may not see the address.
+    pub fn mask(address: &str) -> String {
+        let (local, domain) = address.rsplit_once('@').unwrap_or((address, ""));
+        let first: String = local.chars().take(1).collect();
+        format!("{first}***@{domain}")
+    }
+}
+
+/// A dot-atom of RFC 5322 §3.2.3, letters of any script included (RFC 6531). Quoted strings are nobody's address.
+fn is_local_part(local: &str) -> bool {
+    let is_atom = |c: char| {
+        c.is_alphanumeric()
+            || "!#$%&'*+/=?^_`{|}~-".contains(c)
+            || (!c.is_ascii() && !c.is_control() && !c.is_whitespace())
+    };
+    !local.is_empty() && local.len() <= 64 && local.split('.').all(|atom| !atom.is_empty() && atom.chars().all(is_atom))
+}
+
+/// A name of at least two labels that IDNA can express.
+fn is_domain(domain: &str) -> bool {
+    let Ok(ascii) = idna::domain_to_ascii_strict(domain) else { return false };
+    let labels: Vec<_> = ascii.split('.').collect();
+    let top_is_name = labels.last().is_some_and(|top| top.len() >= 2 && !top.bytes().all(|b| b.is_ascii_digit()));
+    ascii.len() <= 253 && labels.len() >= 2 && top_is_name
+}
+
+/// A first or a last name.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PersonName(String);
+
+impl PersonName {
+    /// White space around the name doesn't count.
+    pub fn parse(raw: &str) -> Result<Self, &'static str> {
+        let name = raw.trim();
+        if name.chars().any(char::is_control) {
+            return Err("Control characters are not allowed.");
+        }
+        if name.chars().count() > NAME_MAX_CHARS {
+            return Err("Ensure this field has no more than 150 characters.");
+        }
+        Ok(Self(name.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What a search looks through: the folded address and names, and the folded names alone, for those who may not search addresses.
+pub fn search_texts(email: &EmailAddress, first_name: &PersonName, last_name: &PersonName) -> (String, String) {
+    let names = fold(&format!("{} {}", first_name.0, last_name.0)).trim().to_owned();
+    (format!("{} {names}", email.key), names)
+}
+
+/// A user as a caller may see it.
+#[derive(Debug, Clone)]
+pub struct VisibleUser {
+    pub user: user::Model,
+    /// The address, or its mask.
+    pub email: String,
+}
+
+impl VisibleUser {
+    pub fn roles(&self) -> Roles {
+        Roles::of(&self.user)
+    }
+}
+
+impl App {
+    /// The user with this id as `caller` may see it; `None` where there is none, or none that the caller may see.
+    pub async fn get_user(&self, caller: &Caller, id: i64) -> Result<Option<VisibleUser>> {
+        let found = user::Entity::find_by_id(id).one(self.db.reader()).await?;
+        let Some(user) = found else { return Ok(None) };
+        if !caller.may_see(&user) {
+            return Ok(None);
+        }
+        let email = self.email_for(caller, &user).into_owned();
+        Ok(Some(VisibleUser { user, email }))
+    }
+
+    /// The user's address, masked where `caller` may not see it.
+    pub fn email_for<'a>(&self, caller: &Caller, user: &'a user::Model) -> Cow<'a, str> {
+        let in_full = caller.user_id == user.id
+            || caller.sees_everyone()
+            || self.config.accounts.directory_emails == DirectoryEmails::Full;
+        if in_full { Cow::Borrowed(&user.email) } else { Cow::Owned(EmailAddress::mask(&user.email)) }
+    }
+}

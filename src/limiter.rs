@@ -1,0 +1,246 @@
+//! Limits: how often somebody may do something within a sliding window. Contract §7. Counted in this process.
+//!
+//! Small limits remember each time and are exact. The general limit would need a thousand times a caller; it remembers
+//! two counts instead, and takes the calls of the window before as spread evenly over it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::{BuildHasher, Hash, RandomState},
+    net::{IpAddr, Ipv6Addr},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+
+use crate::{
+    config::{self, LoginCounts, Rate},
+    error::{Error, Result},
+};
+
+/// Up to this count each time is remembered.
+const EXACT_UP_TO: u32 = 100;
+/// How many callers are remembered at most; beyond, those who were not seen for longest make room. At 64 to 900 bytes
+/// each, this bounds the memory.
+const MAX_KEYS: usize = 1 << 18;
+const SHARDS: usize = 64;
+
+/// Failed logins of a client, whatever the address.
+const LOGIN_PER_CLIENT: u32 = 50;
+
+pub struct Limiter {
+    config: config::Limits,
+    shards: Box<[Mutex<HashMap<u64, Window>>]>,
+    /// Keyed afresh in each process, so that nobody can choose keys that collide.
+    hasher: RandomState,
+}
+
+/// What is counted.
+#[derive(Hash)]
+enum Key<'a> {
+    User(i64),
+    Client(IpAddr),
+    Token(&'a str),
+    Login { address: &'a str, client: IpAddr },
+    LoginClient(IpAddr),
+    Register(IpAddr),
+}
+
+enum Window {
+    Times(VecDeque<i64>),
+    Counts { since: i64, before: u32, now: u32 },
+}
+
+/// A count taken before it is known whether it should be; given back, it never was.
+#[derive(Debug)]
+#[must_use]
+pub struct Reservation {
+    taken: Vec<(u64, i64)>,
+    /// The count of this address and client: a success clears it.
+    address: Option<u64>,
+}
+
+impl Limiter {
+    pub fn new(config: config::Limits) -> Self {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Self { config, shards, hasher: RandomState::new() }
+    }
+
+    /// Counts a call by its user, or by its client where there is no user.
+    ///
+    /// # Errors
+    /// `Throttled` if it is one too many.
+    pub fn count_call(&self, user_id: Option<i64>, client: IpAddr, now: DateTime<Utc>) -> Result<()> {
+        match (user_id, self.config.api) {
+            (_, None) => Ok(()),
+            (Some(id), Some(rate)) => self.take(&Key::User(id), rate, now).map(drop),
+            (None, Some(_)) if self.is_exempt(client) => Ok(()),
+            (None, Some(rate)) => self.take(&Key::Client(network(client)), rate, now).map(drop),
+        }
+    }
+
+    /// Counts a look at a token, by the token.
+    ///
+    /// # Errors
+    /// `Throttled` if it is one too many.
+    pub fn count_token(&self, token: &str, now: DateTime<Utc>) -> Result<()> {
+        self.config.api.map_or(Ok(()), |rate| self.take(&Key::Token(token), rate, now).map(drop))
+    }
+
+    /// Counts a registration as if it had happened; one refused for a field's value is given back.
+    ///
+    /// # Errors
+    /// `Throttled` if it is one too many.
+    pub fn reserve_registration(&self, client: IpAddr, now: DateTime<Utc>) -> Result<Reservation> {
+        let taken = match self.config.register {
+            Some(rate) if !self.is_exempt(client) => vec![self.take(&Key::Register(network(client)), rate, now)?],
+            _ => Vec::new(),
+        };
+        Ok(Reservation { taken, address: None })
+    }
+
+    /// Counts a login as if it had failed, before the hash: so that fifty at once are not all let through.
+    ///
+    /// # Errors
+    /// `Throttled` if it is one too many.
+    pub fn reserve_login(&self, email_key: &str, client: IpAddr, now: DateTime<Utc>) -> Result<Reservation> {
+        let mut reservation = Reservation { taken: Vec::new(), address: None };
+        let Some(rate) = self.config.login else { return Ok(reservation) };
+        if self.is_exempt(client) {
+            return Ok(reservation);
+        }
+        let client = network(client);
+        let address = self.take(&Key::Login { address: email_key, client }, rate, now)?;
+        reservation.taken.push(address);
+        reservation.address = Some(address.0);
+        match self.take(&Key::LoginClient(client), Rate { count: LOGIN_PER_CLIENT.max(rate.count), ..rate }, now) {
+            Ok(taken) => reservation.taken.push(taken),
+            Err(throttled) => {
+                self.give_back(reservation);
+                return Err(throttled);
+            }
+        }
+        Ok(reservation)
+    }
+
+    /// The login did not fail after all: it doesn't count, and the failures before it are forgotten.
+    pub fn login_succeeded(&self, reservation: Reservation) {
+        if self.config.login_counts == LoginCounts::Attempts {
+            return;
+        }
+        if let Some(address) = reservation.address {
+            self.shard(address).lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
+        }
+        self.give_back(reservation);
+    }
+
+    /// Undoes a count.
+    pub fn give_back(&self, reservation: Reservation) {
+        for (key, at) in reservation.taken {
+            match self.shard(key).lock().unwrap_or_else(PoisonError::into_inner).get_mut(&key) {
+                Some(Window::Times(times)) => {
+                    if let Some(place) = times.iter().rposition(|time| *time == at) {
+                        times.remove(place);
+                    }
+                }
+                Some(Window::Counts { now, .. }) => *now = now.saturating_sub(1),
+                None => {}
+            }
+        }
+    }
+
+    fn is_exempt(&self, client: IpAddr) -> bool {
+        self.config.exempt.iter().any(|network| network.contains(&client))
+    }
+
+    /// Counts one, and tells under which key and time, so that it can be given back.
+    fn take(&self, key: &Key<'_>, rate: Rate, now: DateTime<Utc>) -> Result<(u64, i64)> {
+        let key = self.hasher.hash_one(key);
+        let (now, length) = (now.timestamp_micros(), i64::try_from(rate.per.as_micros()).unwrap_or(i64::MAX));
+        let mut shard = self.shard(key).lock().unwrap_or_else(PoisonError::into_inner);
+        if shard.len() >= MAX_KEYS / SHARDS && !shard.contains_key(&key) {
+            make_room(&mut shard);
+        }
+        let window = shard.entry(key).or_insert_with(|| Window::new(rate, now));
+        match window.take(rate.count, length, now) {
+            None => Ok((key, now)),
+            Some(wait) => {
+                Err(Error::Throttled { retry_after: Duration::from_micros(u64::try_from(wait).unwrap_or_default()) })
+            }
+        }
+    }
+
+    fn shard(&self, key: u64) -> &Mutex<HashMap<u64, Window>> {
+        let [low, ..] = key.to_le_bytes();
+        &self.shards[usize::from(low) % SHARDS]
+    }
+}
+
+impl Window {
+    fn new(rate: Rate, now: i64) -> Self {
+        if rate.count <= EXACT_UP_TO {
+            Self::Times(VecDeque::new())
+        } else {
+            Self::Counts { since: now, before: 0, now: 0 }
+        }
+    }
+
+    /// Counts one at `now`, or tells how many microseconds to wait until one may.
+    fn take(&mut self, count: u32, length: i64, now: i64) -> Option<i64> {
+        match self {
+            Self::Times(times) => {
+                while times.front().is_some_and(|time| *time <= now - length) {
+                    times.pop_front();
+                }
+                if times.len() < count as usize {
+                    times.push_back(now);
+                    return None;
+                }
+                Some(times.front().map_or(length, |oldest| oldest + length - now))
+            }
+            Self::Counts { since, before, now: counted } => {
+                let windows = (now - *since) / length;
+                if windows > 0 {
+                    *before = if windows == 1 { *counted } else { 0 };
+                    *counted = 0;
+                    *since += windows * length;
+                }
+                let left = length - (now - *since);
+                let weighed = i64::from(*before) * left / length + i64::from(*counted);
+                if weighed < i64::from(count) {
+                    *counted += 1;
+                    return None;
+                }
+                // The calls of the window before leave evenly: until one has, or the window is over.
+                Some(if *before > 0 { (length / i64::from(*before)).min(left) } else { left })
+            }
+        }
+    }
+
+    fn last_seen(&self) -> i64 {
+        match self {
+            Self::Times(times) => times.back().copied().unwrap_or_default(),
+            Self::Counts { since, .. } => *since,
+        }
+    }
+}
+
+/// Forgets the quarter that was not seen for longest.
+fn make_room(shard: &mut HashMap<u64, Window>) {
+    let mut seen: Vec<_> = shard.values().map(Window::last_seen).collect();
+    let quarter = seen.len() / 4;
+    let (_, edge, _) = seen.select_nth_unstable(quarter);
+    let edge = *edge;
+    shard.retain(|_, window| window.last_seen() > edge);
+}
+
+/// One client: an address, or with IPv6 the /64 that one subscriber has.
+fn network(client: IpAddr) -> IpAddr {
+    match client {
+        IpAddr::V4(_) => client,
+        IpAddr::V6(ip) => {
+            let [a, b, c, d, ..] = ip.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! The feed of what changed since access tokens were made: sessions that ended, users who changed.
+//!
+//! A token is let in without asking the database. So each such change writes a row in its own transaction, and every
+//! replica holds the rows of the last access token's lifetime in memory: it applies its own at once, and polls for those
+//! of others. A replica that can't poll lets nobody in, rather than somebody who was locked out.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use sea_orm::{ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::{
+    clock::Clock,
+    db::{Db, Tx},
+    entity::revocation::{self, Kind},
+    error::{Dependency, Error, Result},
+};
+
+/// How often the rows of others are asked for. With the time of a poll, "everywhere within a second" follows.
+pub const POLL_EVERY: Duration = Duration::from_millis(500);
+/// How long an answer of the database may take.
+const POLL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the last answer can be trusted.
+const STALE_AFTER: Duration = Duration::from_secs(5);
+/// How far back each poll reads again: a row can become visible after rows with higher ids, but no transaction lasts so long.
+const OVERLAP: Duration = Duration::from_secs(10);
+/// How often rows that ran out are forgotten.
+const FORGET_EVERY: Duration = Duration::from_mins(1);
+
+/// One entry of the feed.
+#[derive(Debug, Clone, Copy)]
+pub struct Revocation {
+    subject: Subject,
+    /// No access token that this concerns lives longer.
+    expires_at: DateTime<Utc>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Subject {
+    Session(Uuid),
+    User(i64),
+}
+
+impl Revocation {
+    /// The session is over.
+    pub fn of_session(id: Uuid, expires_at: DateTime<Utc>) -> Self {
+        Self { subject: Subject::Session(id), expires_at }
+    }
+
+    /// The user's roles, address or standing changed: what a token says of it must be looked up.
+    pub fn of_user(id: i64, expires_at: DateTime<Utc>) -> Self {
+        Self { subject: Subject::User(id), expires_at }
+    }
+
+    /// Writes the row, within the transaction of the change.
+    pub async fn write(self, tx: &Tx, now: DateTime<Utc>) -> Result<Self> {
+        let (kind, session_id, user_id) = match self.subject {
+            Subject::Session(id) => (Kind::Session, Some(id), None),
+            Subject::User(id) => (Kind::UserChanged, None, Some(id)),
+        };
+        let row = revocation::ActiveModel {
+            kind: Set(kind),
+            session_id: Set(session_id),
+            user_id: Set(user_id),
+            created_at: Set(now),
+            expires_at: Set(self.expires_at),
+            ..Default::default()
+        };
+        row.insert(tx).await?;
+        Ok(self)
+    }
+
+    fn read(row: &revocation::Model) -> Option<Self> {
+        let subject = match row.kind {
+            Kind::Session => Subject::Session(row.session_id?),
+            Kind::UserChanged => Subject::User(row.user_id?),
+        };
+        Some(Self { subject, expires_at: row.expires_at })
+    }
+}
+
+/// What the feed says of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The token is right in all it says.
+    Unchanged,
+    /// The user is to be looked up.
+    Changed,
+    /// The token is worth nothing.
+    Ended,
+}
+
+/// The feed in memory.
+pub struct Revocations {
+    held: RwLock<Held>,
+    polls: Mutex<Polls>,
+    started: Instant,
+    /// Milliseconds from `started` to the last answer of the database.
+    fresh_at_ms: AtomicU64,
+}
+
+#[derive(Default)]
+struct Held {
+    sessions: HashMap<Uuid, DateTime<Utc>>,
+    users: HashMap<i64, DateTime<Utc>>,
+}
+
+/// Where the polls of the last seconds stood.
+struct Polls {
+    /// The time of each poll, and the highest id seen by then.
+    seen: VecDeque<(Instant, i64)>,
+    forgot_at: Instant,
+}
+
+impl Revocations {
+    /// The feed as the database has it now.
+    pub async fn load(db: &Db, clock: &Clock) -> Result<Self> {
+        let started = Instant::now();
+        let feed = Self {
+            held: RwLock::default(),
+            polls: Mutex::new(Polls { seen: VecDeque::new(), forgot_at: started }),
+            started,
+            fresh_at_ms: AtomicU64::new(0),
+        };
+        let now = clock.now();
+        let rows = revocation::Entity::find()
+            .filter(revocation::Column::ExpiresAt.gt(now))
+            .order_by_asc(revocation::Column::Id)
+            .all(db.reader())
+            .await?;
+        // Nothing is known yet of the polls before this one: the rows of the last half minute are read again, which
+        // is more than the overlap by as much as clocks may differ.
+        let settled = rows.iter().filter(|row| row.created_at < now - chrono::Duration::seconds(30));
+        let low = settled.map(|row| row.id).max().unwrap_or_default();
+        feed.lock_polls().seen.push_back((started, low));
+        for revocation in rows.iter().filter_map(Revocation::read) {
+            feed.apply(revocation);
+        }
+        Ok(feed)
+    }
+
+    /// What the feed says of a token of this session and user.
+    ///
+    /// # Errors
+    /// `Unavailable` if the feed is too old to be trusted.
+    pub fn verdict(&self, session_id: Uuid, user_id: i64) -> Result<Verdict> {
+        let age =
+            self.started.elapsed().saturating_sub(Duration::from_millis(self.fresh_at_ms.load(Ordering::Acquire)));
+        if age > STALE_AFTER {
+            return Err(Error::Unavailable { what: Dependency::Revocations, cause: None });
+        }
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(if held.sessions.contains_key(&session_id) {
+            Verdict::Ended
+        } else if held.users.contains_key(&user_id) {
+            Verdict::Changed
+        } else {
+            Verdict::Unchanged
+        })
+    }
+
+    /// Takes note of a change whose transaction has committed.
+    pub fn apply(&self, revocation: Revocation) {
+        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        let (Revocation { subject, expires_at }, later) =
+            (revocation, |at: &mut DateTime<Utc>| *at = (*at).max(revocation.expires_at));
+        match subject {
+            Subject::Session(id) => held.sessions.entry(id).and_modify(later).or_insert(expires_at),
+            Subject::User(id) => held.users.entry(id).and_modify(later).or_insert(expires_at),
+        };
+    }
+
+    /// Reads what others wrote since.
+    pub async fn poll(&self, db: &Db, clock: &Clock) -> Result<()> {
+        let asked_at = Instant::now();
+        let (low, high) = {
+            let mut polls = self.lock_polls();
+            while polls.seen.get(1).is_some_and(|(at, _)| asked_at.duration_since(*at) > OVERLAP) {
+                polls.seen.pop_front();
+            }
+            let edge = |entry: Option<&(Instant, i64)>| entry.map_or(0, |(_, id)| *id);
+            (edge(polls.seen.front()), edge(polls.seen.back()))
+        };
+        let query = revocation::Entity::find()
+            .filter(revocation::Column::Id.gt(low))
+            .order_by_asc(revocation::Column::Id)
+            .all(db.reader());
+        let rows = tokio::time::timeout(POLL_TIMEOUT, query)
+            .await
+            .map_err(|late| Error::Unavailable { what: Dependency::Database, cause: Some(late.into()) })??;
+        for revocation in rows.iter().filter_map(Revocation::read) {
+            self.apply(revocation);
+        }
+        let high = rows.last().map_or(high, |row| row.id.max(high));
+        let forget = {
+            let mut polls = self.lock_polls();
+            polls.seen.push_back((asked_at, high));
+            let due = asked_at.duration_since(polls.forgot_at) > FORGET_EVERY;
+            if due {
+                polls.forgot_at = asked_at;
+            }
+            due
+        };
+        if forget {
+            let now = clock.now();
+            let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+            held.sessions.retain(|_, expires_at| *expires_at > now);
+            held.users.retain(|_, expires_at| *expires_at > now);
+        }
+        // As of when it was asked: what was written since may be missing.
+        let fresh_at = asked_at.duration_since(self.started).as_millis();
+        self.fresh_at_ms.store(u64::try_from(fresh_at).unwrap_or(u64::MAX), Ordering::Release);
+        Ok(())
+    }
+
+    fn lock_polls(&self) -> std::sync::MutexGuard<'_, Polls> {
+        self.polls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,130 @@
+//! The listener: sockets in, the router behind them, and an orderly end.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::Router;
+use http_body_util::BodyExt;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use crate::{
+    api::{gate::Peer, router},
+    app::App,
+    error::Cause,
+};
+
+/// How long a client may take over the head of a request.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many connections are served at once; more wait in the kernel.
+const MAX_CONNECTIONS: usize = 10_000;
+/// How many calls one HTTP/2 connection may have under way.
+const MAX_STREAMS: u32 = 128;
+/// How long calls under way may take to finish once the service was told to stop.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often a silent HTTP/2 peer is asked whether it is still there, and how long it may take to say so.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// A socket that listens, and all that answers behind it.
+pub struct Server {
+    app: Arc<App>,
+    listener: TcpListener,
+}
+
+impl Server {
+    /// # Errors
+    /// If nobody can listen there.
+    pub async fn bind(app: Arc<App>, address: SocketAddr) -> Result<Self, Cause> {
+        let listener =
+            TcpListener::bind(address).await.map_err(|error| format!("can't listen on {address}: {error}"))?;
+        Ok(Self { app, listener })
+    }
+
+    pub fn local_addr(&self) -> Result<SocketAddr, Cause> {
+        Ok(self.listener.local_addr()?)
+    }
+
+    /// Serves until `stop`; then accepts nothing more, lets what runs finish, and closes the stores.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), Cause> {
+        let (router, health) = router::router(&self.app).await?;
+        let background = tokio::spawn(Arc::clone(&self.app).follow_revocations(stop.clone()));
+        let connections = GracefulShutdown::new();
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut http = auto::Builder::new(TokioExecutor::new());
+        http.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+        http.http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE);
+
+        while let Some(accepted) = stop.run_until_cancelled(self.accept(&places)).await {
+            let (stream, peer, place) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of file handles, most likely: a moment's rest, and those in use come back.
+                    tracing::error!(error = &*error as &dyn std::error::Error, "a connection can't be accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let service = TowerToHyperService::new(with_peer(router.clone(), peer));
+            let connection = http.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+            let connection = connections.watch(connection);
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%peer, %error, "a connection broke");
+                }
+                drop(place);
+            });
+        }
+
+        drop(self.listener);
+        health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        if tokio::time::timeout(DRAIN_TIMEOUT, connections.shutdown()).await.is_err() {
+            tracing::warn!("some calls did not finish in time and were cut off");
+        }
+        // A change that a client began is finished even where the client is cut off; it has bounds of its own.
+        if tokio::time::timeout(DRAIN_TIMEOUT, self.app.close()).await.is_err() {
+            tracing::error!("some changes did not finish in time");
+        }
+        background.abort();
+        Ok(())
+    }
+
+    async fn accept(
+        &self,
+        places: &Arc<Semaphore>,
+    ) -> Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit), Cause> {
+        let place = Arc::clone(places).acquire_owned().await?;
+        let (stream, peer) = self.listener.accept().await?;
+        // Without it Nagle holds back the trailers of each small answer: a tenth of the calls a second.
+        stream.set_nodelay(true)?;
+        Ok((stream, peer, place))
+    }
+}
+
+/// The router for one connection: each of its requests knows the peer.
+fn with_peer(
+    router: Router,
+    peer: SocketAddr,
+) -> impl tower::Service<
+    http::Request<hyper::body::Incoming>,
+    Response = axum::response::Response,
+    Error = std::convert::Infallible,
+    Future: Send,
+> + Clone
++ Send {
+    router.map_request(move |mut request: http::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(Peer(peer));
+        request.map(|body| axum::body::Body::new(body.map_err(axum::Error::new)))
+    })
+}

@@ -1,0 +1,27 @@
+//! The log: for people on a terminal, as JSON otherwise.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::{EnvFilter, fmt};
+
+use crate::{
+    config::{Log, LogFormat},
+    error::Cause,
+};
+
+/// Starts the log, on standard error: standard output belongs to the commands.
+pub fn start(log: &Log) -> Result<(), Cause> {
+    let filter = EnvFilter::try_new(&log.level)?;
+    let on_terminal = std::io::stderr().is_terminal();
+    let as_json = match log.format {
+        LogFormat::Auto => !on_terminal,
+        LogFormat::Text => false,
+        LogFormat::Json => true,
+    };
+    let subscriber = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    if as_json {
+        subscriber.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init()
+    } else {
+        subscriber.with_ansi(on_terminal).try_init()
+    }
+}

@@ -1,0 +1,35 @@
+//! What the tests stand on: the service on a real store, and actors who call it on both faces.
+
+pub mod actor;
+pub mod postgres;
+pub mod service;
+pub mod stores;
+
+pub use actor::{Actor, Face};
+pub use service::Service;
+pub use stores::Store;
+
+/// A password that every rule allows.
+pub const PASSWORD: &str = "Tr0ub4dor&3x";
+
+/// Runs the test on each store, called through each face: a rule that holds on one holds on all.
+pub async fn everywhere(test: impl AsyncFn(&Service, Face)) {
+    for store in Store::all() {
+        for face in Face::ALL {
+            let service = Service::start(store).await;
+            eprintln!("on {store:?}, through {face:?}");
+            test(&service, face).await;
+            service.stop().await;
+        }
+    }
+}
+
+/// Runs the test on each store.
+pub async fn on_each_store(test: impl AsyncFn(&Service)) {
+    for store in Store::all() {
+        let service = Service::start(store).await;
+        eprintln!("on {store:?}");
+        test(&service).await;
+        service.stop().await;
+    }
+}

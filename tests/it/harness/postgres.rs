@@ -1,0 +1,290 @@
+//! PostgreSQL servers of the tests' own: on a free port of the loopback, without Docker, as root too.
+//!
+//! One is started by the first test that wants it and shared by all test processes of this checkout (nextest makes one a
+//! test). Whoever uses it holds a shared lock on its `lease` file, which the kernel lets go of when the process ends,
+//! however it ends. A watchdog stops the server and removes its files once nobody has held the lease for half a minute,
+//! or at once on SIGTERM; `scripts/test` sends that.
+
+use std::{
+    fs::{self, File},
+    io::{self, Seek, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    os::unix::{
+        fs::{OpenOptionsExt, chown},
+        process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+use tokio::{sync::OnceCell, task::spawn_blocking};
+use url::Url;
+use uuid::Uuid;
+
+use super::stores::{setting, shared_directory};
+
+/// What a test needs of a server: speed, and many connections. Nothing in it has to outlive the machine.
+const SETTINGS: &str = "
+listen_addresses = '127.0.0.1'
+unix_socket_directories = ''
+max_connections = 300
+shared_buffers = 64MB
+fsync = off
+full_page_writes = off
+wal_level = minimal
+max_wal_senders = 0
+autovacuum = off
+";
+
+const WATCHDOG: &str = include_str!("postgres-watchdog.sh");
+
+/// Whether tests can have a PostgreSQL: a given one, or the programs to start one.
+pub fn is_available() -> bool {
+    setting("TEST_DATABASE_URL").is_some() || programs().is_some()
+}
+
+/// The server that all tests share, by the URL of its maintenance database and a role that may create others.
+pub async fn shared_server() -> &'static Url {
+    struct Server {
+        url: Url,
+        /// Held until the process ends.
+        _lease: Option<File>,
+    }
+    static SERVER: OnceCell<Server> = OnceCell::const_new();
+    let server = SERVER.get_or_init(async || {
+        if let Some(url) = setting("TEST_DATABASE_URL") {
+            return Server { url: Url::parse(&url).expect("TEST_DATABASE_URL is a URL"), _lease: None };
+        }
+        let (url, lease) = on_a_thread(join_or_start).await;
+        Server { url, _lease: Some(lease) }
+    });
+    &server.await.url
+}
+
+/// A server for one test, which may take it down. It ends, and its files go, when this is dropped.
+#[derive(Debug)]
+pub struct PrivatePostgres {
+    /// Its maintenance database, empty and fit for use as `DATABASE_URL`. It stays the same through a restart.
+    pub url: String,
+    cluster: Cluster,
+    watchdog: Child,
+    _lease: File,
+}
+
+impl PrivatePostgres {
+    pub async fn start() -> Self {
+        on_a_thread(|| {
+            let cluster = Cluster::start_new()?;
+            let (lease, watchdog) = (cluster.lease()?, cluster.watch()?);
+            Ok(Self { url: cluster.url().into(), cluster, watchdog, _lease: lease })
+        })
+        .await
+    }
+
+    /// Ends it as a crash would: connections break off, what was committed stays.
+    pub async fn kill_immediate(&self) {
+        let cluster = self.cluster.clone();
+        on_a_thread(move || cluster.kill()).await;
+    }
+
+    /// Starts it again after `kill_immediate`, on the same port; returns once it takes connections.
+    pub async fn restart(&self) {
+        let cluster = self.cluster.clone();
+        on_a_thread(move || cluster.start()).await;
+    }
+}
+
+impl Drop for PrivatePostgres {
+    fn drop(&mut self) {
+        let ended = kill_process(Pid::from_child(&self.watchdog), Signal::TERM)
+            .map_err(io::Error::from)
+            .and_then(|()| self.watchdog.wait());
+        if let Err(error) = ended {
+            eprintln!("a PostgreSQL server of the tests goes on: {error}");
+        }
+    }
+}
+
+/// Runs what blocks; a failure of it is the test's.
+async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> T {
+    match spawn_blocking(work).await {
+        Ok(Ok(value)) => value,
+        Ok(Err(error)) => panic!("PostgreSQL for the tests: {error}"),
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    }
+}
+
+/// The shared server's URL and a lease on it. The file `postgres` tells where it is: the process id of its watchdog, its
+/// directory and its URL, a line each; the lock on that file lets one process start it while the others wait.
+fn join_or_start() -> io::Result<(Url, File)> {
+    let path = shared_directory().join("postgres");
+    let mut note = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    note.lock()?;
+    if let Some(server) = join(&io::read_to_string(&note)?) {
+        return Ok(server);
+    }
+    let cluster = Cluster::start_new()?;
+    let (lease, watchdog) = (cluster.lease()?, cluster.watch()?);
+    note.set_len(0)?;
+    note.rewind()?;
+    write!(note, "{}\n{}\n{}\n", watchdog.id(), cluster.directory.display(), cluster.url())?;
+    Ok((cluster.url(), lease))
+}
+
+/// `None` if the noted server is gone.
+fn join(note: &str) -> Option<(Url, File)> {
+    let mut lines = note.lines().skip(1);
+    let (directory, url) = (Path::new(lines.next()?), Url::parse(lines.next()?).ok()?);
+    // Waits while the watchdog is stopping the server. After that, there is no server, or it stays.
+    let lease = take_lease(directory).ok()?;
+    let runs = directory.join("data/postmaster.pid").exists()
+        && TcpStream::connect((Ipv4Addr::LOCALHOST, url.port()?)).is_ok();
+    runs.then_some((url, lease))
+}
+
+fn take_lease(directory: &Path) -> io::Result<File> {
+    let mut lease = File::options().append(true).open(directory.join("lease"))?;
+    lease.lock_shared()?;
+    // The watchdog goes by the time of the last write.
+    lease.write_all(b".")?;
+    Ok(lease)
+}
+
+/// A server and its files.
+#[derive(Debug, Clone)]
+struct Cluster {
+    directory: PathBuf,
+    port: u16,
+    password: String,
+}
+
+impl Cluster {
+    /// A new server, which takes connections already. Nobody stops it yet: see `watch`.
+    fn start_new() -> io::Result<Self> {
+        let directory = tempfile::Builder::new().prefix("identity-postgres-").tempdir()?;
+        if let Some(user) = unprivileged_user()? {
+            chown(directory.path(), Some(user.uid), Some(user.gid))?;
+        }
+        let mut cluster =
+            Self { directory: directory.path().into(), port: 0, password: Uuid::new_v4().simple().to_string() };
+        fs::write(cluster.directory.join("lease"), "")?;
+        fs::write(cluster.directory.join("password"), &cluster.password)?;
+        // md5, since with SCRAM each connection of an unoptimised client takes a long while.
+        cluster.run(
+            "initdb",
+            &[
+                "--username=postgres",
+                "--pwfile=password",
+                "--auth=md5",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+                "--no-sync",
+            ],
+        )?;
+        File::options().append(true).open(cluster.data().join("postgresql.conf"))?.write_all(SETTINGS.as_bytes())?;
+
+        // Another process may take the port between finding and using it.
+        for tries_left in (0..4).rev() {
+            cluster.port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+            match cluster.start() {
+                Err(_) if tries_left > 0 => {}
+                result => {
+                    result?;
+                    break;
+                }
+            }
+        }
+        let _ = directory.keep();
+        Ok(cluster)
+    }
+
+    fn start(&self) -> io::Result<()> {
+        self.run("pg_ctl", &["start", "--wait", "--silent", "--log=log", &format!("--options=-p {}", self.port)])
+    }
+
+    /// Without a shutdown: the next start recovers from the log.
+    fn kill(&self) -> io::Result<()> {
+        self.run("pg_ctl", &["stop", "--wait", "--silent", "--mode=immediate"])
+    }
+
+    fn url(&self) -> Url {
+        let url = format!("postgres://postgres:{}@127.0.0.1:{}/postgres", self.password, self.port);
+        Url::parse(&url).expect("a URL of known parts")
+    }
+
+    fn data(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    fn lease(&self) -> io::Result<File> {
+        take_lease(&self.directory)
+    }
+
+    /// Starts the process that ends the server; its own group, so that a Ctrl-C for the tests doesn't reach it.
+    fn watch(&self) -> io::Result<Child> {
+        let pg_ctl = programs().ok_or(io::ErrorKind::NotFound)?.join("pg_ctl");
+        self.command(Path::new("/bin/sh"))?
+            .args(["-c", WATCHDOG, "postgres-watchdog"])
+            .arg(&self.directory)
+            .arg(pg_ctl)
+            .process_group(0)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> io::Result<()> {
+        let program = programs().ok_or(io::ErrorKind::NotFound)?.join(program);
+        let output = self.command(&program)?.args(arguments).arg("--pgdata=data").output()?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let log = fs::read_to_string(self.directory.join("log")).unwrap_or_default();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Err(io::Error::other(format!("{}: {}\n{said}{log}", program.display(), output.status)))
+    }
+
+    fn command(&self, program: &Path) -> io::Result<Command> {
+        let mut command = Command::new(program);
+        command.current_dir(&self.directory).stdin(Stdio::null());
+        if let Some(user) = unprivileged_user()? {
+            command.uid(user.uid).gid(user.gid);
+        }
+        Ok(command)
+    }
+}
+
+/// The folder of PostgreSQL's programs: from PATH, else Debian's, the newest version first.
+fn programs() -> Option<PathBuf> {
+    let path = setting("PATH").unwrap_or_default();
+    let debian =
+        fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path().join("bin"));
+    let mut debian: Vec<PathBuf> = debian.collect();
+    debian.sort_by_key(|folder| {
+        let version = folder.parent().and_then(Path::file_name).and_then(|name| name.to_str()?.parse::<u32>().ok());
+        std::cmp::Reverse(version)
+    });
+    let mut folders = std::env::split_paths(&path).chain(debian);
+    folders.find(|folder| ["initdb", "pg_ctl", "postgres"].iter().all(|program| folder.join(program).is_file()))
+}
+
+struct User {
+    uid: u32,
+    gid: u32,
+}
+
+/// Whom to run a server as; `None` means as we are. PostgreSQL refuses to run as root.
+fn unprivileged_user() -> io::Result<Option<User>> {
+    if !geteuid().is_root() {
+        return Ok(None);
+    }
+    let users = fs::read_to_string("/etc/passwd")?;
+    let find = |name| {
+        let mut fields =
+            users.lines().map(|line| line.split(':')).find(|fields| fields.clone().next() == Some(name))?.skip(2);
+        Some(User { uid: fields.next()?.parse().ok()?, gid: fields.next()?.parse().ok()? })
+    };
+    let user = find("postgres").or_else(|| find("nobody"));
+    user.map(Some).ok_or_else(|| io::Error::other("as root, there has to be a user `postgres` or `nobody`"))
+}

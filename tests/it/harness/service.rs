@@ -1,0 +1,141 @@
+//! The service under test: the real one, on a real socket, with a clock that stands still until it is moved.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+};
+
+use chrono::{DateTime, Utc};
+use identity::{
+    app::App,
+    clock::Clock,
+    config::Config,
+    db::{Db, DbOptions},
+    domain::{password::Password, user::EmailAddress},
+    server::Server,
+};
+use serde_json::json;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Actor, Face, PASSWORD,
+    stores::{Database, Store, migrated_database},
+};
+
+/// What holds in every test that says nothing else. Limits stand in the way of tests of something else.
+const SETTINGS: [(&str, &str); 4] = [
+    ("JWT_SECRET_KEY", "a-key-for-tests-that-is-long-enough-0123456789"),
+    ("RATE_LIMIT_REGISTER", "off"),
+    ("RATE_LIMIT_LOGIN", "off"),
+    ("DEBUG", "true"),
+];
+
+pub struct Service {
+    pub app: Arc<App>,
+    pub clock: Clock,
+    pub address: SocketAddr,
+    database: Arc<Database>,
+    settings: Vec<(String, String)>,
+    stop: CancellationToken,
+    running: JoinHandle<()>,
+}
+
+impl Service {
+    pub async fn start(store: Store) -> Self {
+        Self::start_with(store, &[]).await
+    }
+
+    /// With settings of its own, as the environment would give them.
+    pub async fn start_with(store: Store, settings: &[(&str, &str)]) -> Self {
+        let settings = SETTINGS.iter().chain(settings).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let database = Arc::new(migrated_database(store).await);
+        Self::run(database, settings, Clock::frozen(now())).await
+    }
+
+    /// Another replica over the same database, with the same clock.
+    pub async fn replica(&self) -> Self {
+        Self::run(Arc::clone(&self.database), self.settings.clone(), self.clock.clone()).await
+    }
+
+    /// Stops it, and starts it anew over the same database.
+    pub async fn restart(self) -> Self {
+        let (database, settings, clock) = (Arc::clone(&self.database), self.settings.clone(), self.clock.clone());
+        self.stop().await;
+        Self::run(database, settings, clock).await
+    }
+
+    async fn run(database: Arc<Database>, settings: Vec<(String, String)>, clock: Clock) -> Self {
+        let set: HashMap<_, _> = settings.iter().cloned().collect();
+        let config = Config::load(|name| match name {
+            "DATABASE_URL" => Some(database.url.clone()),
+            _ => set.get(name).cloned(),
+        })
+        .unwrap_or_else(|mistakes| panic!("{mistakes}"));
+        let db = Db::connect(&DbOptions { url: database.url.clone(), max_connections: 8, ..DbOptions::default() })
+            .await
+            .unwrap();
+        let app = Arc::new(App::new(config, clock.clone(), db).await.unwrap());
+        let server = Server::bind(Arc::clone(&app), "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = server.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let running = tokio::spawn({
+            let stop = stop.clone();
+            async move { server.run(stop).await.unwrap() }
+        });
+        Self { app, clock, address, database, settings, stop, running }
+    }
+
+    /// Asks it to stop, as SIGTERM does, and waits until it has.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.running.await.unwrap();
+    }
+
+    /// The database's URL, for a look behind the scenes.
+    pub fn database_url(&self) -> &str {
+        &self.database.url
+    }
+
+    /// Sets the clock to `at`.
+    pub fn set_clock(&self, at: DateTime<Utc>) {
+        let Clock::Frozen(micros) = &self.clock else { panic!("the clock of a test is frozen") };
+        micros.store(at.timestamp_micros(), Ordering::SeqCst);
+    }
+
+    /// Whoever comes without a token.
+    pub fn anonymous(&self) -> Actor {
+        Actor::new(self.address)
+    }
+
+    /// A new user, logged in.
+    pub async fn user(&self, email: &str) -> Actor {
+        let mut actor = self.anonymous();
+        let account = json!({ "email": email, "password": PASSWORD, "first_name": "Jane", "last_name": "Doe" });
+        let registered = actor.call(Face::Rest, "AuthService.Register", account).await.expect(201);
+        actor.take_tokens(&registered);
+        actor
+    }
+
+    /// A new superuser, logged in.
+    pub async fn admin(&self, email: &str) -> Actor {
+        let address = EmailAddress::parse(email).unwrap();
+        self.app.create_superuser(&address, Password::parse_new(PASSWORD, &[]).unwrap()).await.unwrap();
+        self.login(email).await
+    }
+
+    /// A new session of a user who is there already.
+    pub async fn login(&self, email: &str) -> Actor {
+        let mut actor = self.anonymous();
+        let login = json!({ "email": email, "password": PASSWORD });
+        let answer = actor.call(Face::Rest, "AuthService.Login", login).await.expect(200);
+        actor.take_tokens(&answer);
+        actor
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "where the frozen clock begins")]
+fn now() -> DateTime<Utc> {
+    Utc::now()
+}
