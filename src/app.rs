@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
@@ -32,6 +33,8 @@ pub struct App {
     pub argon2: Argon2Params,
     /// What a password is held against where there is no user, so that it takes as long as where there is one.
     pub decoy: PasswordHash,
+    /// Pictures that may be decoded at once: each takes as much memory as a hundred calls.
+    pub(crate) decoding: Semaphore,
     /// What runs on when its caller has gone.
     changes: TaskTracker,
 }
@@ -49,6 +52,7 @@ impl App {
             hash_pool: HashPool::start(hashing.threads, hashing.queue)?,
             argon2,
             decoy: PasswordHash(password::decoy(argon2)),
+            decoding: Semaphore::new(2),
             changes: TaskTracker::new(),
             config,
             clock,

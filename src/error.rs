@@ -69,6 +69,7 @@ pub enum Denial {
 pub enum Resource {
     User,
     Profile,
+    Avatar,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

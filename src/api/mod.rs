@@ -4,6 +4,7 @@ mod auth;
 mod docs;
 pub mod gate;
 mod health;
+mod media;
 mod patch;
 mod profile;
 pub mod rest;

@@ -30,23 +30,23 @@ impl<'a> Patch<'a> {
         value.filter(|_| self.means(field))
     }
 
-    /// The new value of a field that null takes back to its default.
-    pub fn clearable<T: Default>(&mut self, field: &'static str, value: Option<T>) -> Option<T> {
+    /// The new value of a field that null clears; `Some(None)` to clear it.
+    pub fn clearable<T>(&mut self, field: &'static str, value: Option<T>) -> Option<Option<T>> {
         match value {
-            Some(value) => Some(value).filter(|_| self.means(field)),
-            None if self.names(field) && !self.errors.has(field) => Some(T::default()),
+            Some(value) => Some(Some(value)).filter(|_| self.means(field)),
+            None if self.names(field) && !self.errors.has(field) => Some(None),
             None => None,
         }
     }
 
     /// The field's value in its type, noting what is wrong with it.
-    pub fn check<T, E: Into<crate::error::Messages>>(
+    pub fn check<V, T>(
         &mut self,
         field: &'static str,
-        value: Option<String>,
-        parse: impl FnOnce(&str) -> Result<T, E>,
+        value: Option<V>,
+        parse: impl FnOnce(V) -> Result<T, &'static str>,
     ) -> Option<T> {
-        value.and_then(|value| self.errors.check(field, parse(&value)))
+        value.and_then(|value| self.errors.check(field, parse(value)))
     }
 
     fn names(&self, field: &str) -> bool {

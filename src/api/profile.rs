@@ -5,6 +5,7 @@ use tonic::{Request, Response, Status};
 use super::{Api, auth::owned, parse_as_user, patch::Patch};
 use crate::{
     domain::{
+        avatar::Upload,
         caller::Call,
         profile::{Bio, ProfileChange, Timezone, VisibleProfile},
     },
@@ -39,12 +40,14 @@ impl ProfileService for Api {
 fn profile_change(update: pb::UpdateMyProfileRequest, errors: &mut FieldErrors) -> ProfileChange {
     const FIELDS: [&str; 5] = ["avatar", "bio", "is_public", "timezone", "streak_visibility"];
     let mut patch = Patch::new(update.update_mask, &FIELDS, errors);
-    let bio = patch.check("bio", update.bio, Bio::parse);
-    let timezone = patch.check("timezone", update.timezone, Timezone::parse);
+    let avatar = patch.check("avatar", update.avatar, Upload::parse);
+    let bio = patch.check("bio", update.bio, |raw| Bio::parse(&raw));
+    let timezone = patch.check("timezone", update.timezone, |raw| Timezone::parse(&raw));
     ProfileChange {
-        bio: patch.clearable("bio", bio),
+        avatar: patch.clearable("avatar", avatar),
+        bio: patch.clearable("bio", bio).map(Option::unwrap_or_default),
         is_public: patch.value("is_public", update.is_public),
-        timezone: patch.clearable("timezone", timezone),
+        timezone: patch.clearable("timezone", timezone).map(Option::unwrap_or_default),
         streak_visibility: patch.value("streak_visibility", update.streak_visibility),
     }
 }

@@ -11,7 +11,7 @@ use tonic_web::GrpcWebLayer;
 use super::{
     Api, docs,
     gate::{self, Face, Gate, Limit, Policy},
-    health, policies,
+    health, media, policies,
     rest::Rest,
     routes, status,
 };
@@ -37,7 +37,8 @@ pub async fn router(app: &Arc<App>) -> Result<(Router, HealthReporter), Cause> {
         .merge(routes::profile_service(Rest::new(Arc::clone(&api), gate.clone())))
         .merge(routes::role_service(Rest::new(api, gate.clone())))
         .merge(health::routes(app, &gate))
-        .merge(docs::routes(&gate));
+        .merge(docs::routes(&gate))
+        .merge(media::routes(app, &gate));
 
     let refused = gate.clone();
     let not_allowed = move |request: Request| {

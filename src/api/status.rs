@@ -81,6 +81,7 @@ fn tell(error: &Error) -> Told<'_> {
             let (reason, error) = match resource {
                 Resource::User => ("USER_NOT_FOUND", "User not found"),
                 Resource::Profile => ("PROFILE_NOT_FOUND", "Profile not found"),
+                Resource::Avatar => ("AVATAR_NOT_FOUND", "Avatar not found"),
             };
             told(Code::NotFound, StatusCode::NOT_FOUND, reason, error)
         }

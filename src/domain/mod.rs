@@ -1,6 +1,7 @@
 //! The rules, one file a subject, as `impl App` blocks. Nothing here knows gRPC or HTTP.
 
 mod audit;
+pub mod avatar;
 pub mod caller;
 pub mod password;
 pub mod profile;

@@ -6,7 +6,11 @@ use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, QueryFilter, sea_query::Expr}
 
 use crate::{
     app::App,
-    domain::{caller::Caller, role::Roles},
+    domain::{
+        avatar::{Avatar, Upload, replace_avatar},
+        caller::Caller,
+        role::Roles,
+    },
     entity::{profile, user},
     error::{AuthFailure, Error, Result},
 };
@@ -51,8 +55,10 @@ impl Default for Timezone {
 }
 
 /// What to change of a profile; `None` stays as it is.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct ProfileChange {
+    /// `Some(None)` takes the avatar away.
+    pub avatar: Option<Option<Upload>>,
     pub bio: Option<Bio>,
     pub is_public: Option<bool>,
     pub timezone: Option<Timezone>,
@@ -102,6 +108,11 @@ impl App {
 
     /// Changes the caller's own profile, and returns it.
     pub async fn update_my_profile(self: &Arc<Self>, caller: Caller, change: ProfileChange) -> Result<VisibleProfile> {
+        let avatar = match change.avatar {
+            Some(Some(upload)) => Some(Some(self.make_avatar(upload).await?)),
+            Some(None) => Some(None),
+            None => None,
+        };
         let app = Arc::clone(self);
         self.change(async move {
             let tx = app.db.begin().await?;
@@ -112,7 +123,8 @@ impl App {
                 let listed = Expr::col(user::Column::IsActive).and(Expr::value(is_public));
                 owner = owner.col_expr(user::Column::Listed, listed);
             }
-            let owner = owner.exec_with_returning(&tx).await?.pop();
+            let gone = Error::Unauthenticated(AuthFailure::SessionEnded);
+            let Some(user) = owner.exec_with_returning(&tx).await?.pop() else { return Err(gone) };
 
             let mut update = profile::Entity::update_many().filter(profile::Column::UserId.eq(caller.user_id));
             // Set to itself, so that there is something to set even where nothing changes.
@@ -129,9 +141,13 @@ impl App {
             if let Some(shown) = change.streak_visibility {
                 update = update.col_expr(profile::Column::StreakVisibility, Expr::value(shown));
             }
-            let profile = update.exec_with_returning(&tx).await?.pop();
+            if let Some(avatar) = avatar {
+                // The owner's row is ours until the commit, so no other change of the avatar gets in between.
+                replace_avatar(&tx, caller.user_id, avatar.as_ref(), app.clock.now()).await?;
+                update = update.col_expr(profile::Column::Avatar, Expr::value(avatar.map(|Avatar { name, .. }| name)));
+            }
+            let profile = update.exec_with_returning(&tx).await?.pop().ok_or(gone)?;
             tx.commit().await?;
-            let (user, profile) = owner.zip(profile).ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))?;
             Ok(VisibleProfile::own(user, profile))
         })
         .await

@@ -1,0 +1,57 @@
+//! `GET /media/avatars/{file}`: a picture, for anyone who knows its name. A picture never changes under its name.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Path, Request},
+    response::Response,
+    routing,
+};
+use http::{HeaderValue, StatusCode, header};
+
+use super::gate::{Face, Gate, Limit, Policy, refuse};
+use crate::{
+    app::App,
+    domain::avatar::Avatar,
+    error::{Error, Resource},
+};
+
+static MEDIA: Policy = Policy::open("Media", Limit::Api);
+
+pub fn routes(app: &Arc<App>, gate: &Gate) -> Router {
+    let (app, gate) = (Arc::clone(app), gate.clone());
+    let serve = async move |Path(name): Path<String>, request: Request| {
+        let seen = request.headers().get(header::IF_NONE_MATCH).cloned();
+        let find = |_| async move {
+            match app.avatar(&name).await {
+                Ok(Some(avatar)) => picture(avatar, seen.as_ref()),
+                Ok(None) => refuse(Face::Rest, Error::NotFound(Resource::Avatar)),
+                Err(error) => refuse(Face::Rest, error),
+            }
+        };
+        gate.pass(Face::Rest, &MEDIA, request, find).await
+    };
+    Router::new().route("/media/avatars/{file}", routing::get(serve))
+}
+
+/// The picture, or only that it is the one that the caller has.
+fn picture(avatar: Avatar, seen: Option<&HeaderValue>) -> Response {
+    let tag = format!("\"{}\"", avatar.name);
+    let is_known = seen.and_then(|tags| tags.to_str().ok()).is_some_and(|tags| tags == "*" || tags.contains(&tag));
+    let mut response = Response::new(if is_known { Body::empty() } else { Body::from(avatar.bytes) });
+    if is_known {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+    }
+    let headers = response.headers_mut();
+    for (name, value) in [(header::CONTENT_TYPE, avatar.content_type), (header::ETAG, tag)] {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(name, value);
+        }
+    }
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=31536000, immutable"));
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
