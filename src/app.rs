@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use aws_lc_rs::hmac;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
 use crate::{
     clock::Clock,
-    config::Config,
+    config::{self, Config},
     db::Db,
     domain::{
+        outbox::Seal,
         password::{self, Argon2Params},
         token::Keys,
     },
@@ -18,6 +20,7 @@ use crate::{
     error::{Cause, Dependency, Error, Result},
     hash_pool::HashPool,
     limiter::Limiter,
+    mail::Mailer,
     revocations::{self, Revocations},
 };
 
@@ -30,6 +33,12 @@ pub struct App {
     pub revocations: Revocations,
     pub limiter: Limiter,
     pub hash_pool: HashPool,
+    pub mailer: Mailer,
+    pub(crate) seal: Seal,
+    /// Keys the hashes of verification codes.
+    pub(crate) code_key: hmac::Key,
+    /// Something was put into the outbox.
+    pub(crate) posted: Notify,
     pub argon2: Argon2Params,
     /// What a password is held against where there is no user, so that it takes as long as where there is one.
     pub decoy: PasswordHash,
@@ -41,12 +50,16 @@ pub struct App {
 
 impl App {
     /// The service over a database that is migrated.
-    pub async fn new(config: Config, clock: Clock, db: Db) -> Result<Self, Cause> {
-        let keys = Keys::new(&config.jwt, &config.keys()?.signing);
+    pub async fn new(config: Config, clock: Clock, db: Db, mailer: Mailer) -> Result<Self, Cause> {
+        let config::Keys { signing, secret } = config.keys()?;
         let hashing = &config.hashing;
         let argon2 = Argon2Params::new(hashing.memory_kib, hashing.iterations, hashing.parallelism)?;
         Ok(Self {
-            keys,
+            keys: Keys::new(&config.jwt, &signing),
+            seal: Seal::new(&secret.derive("outbox"))?,
+            code_key: hmac::Key::new(hmac::HMAC_SHA256, &secret.derive("verification codes")),
+            posted: Notify::new(),
+            mailer,
             revocations: Revocations::load(&db, &clock).await?,
             limiter: Limiter::new(config.limits.clone()),
             hash_pool: HashPool::start(hashing.threads, hashing.queue)?,

@@ -19,6 +19,7 @@ use crate::{
     db::{Db, DbOptions},
     domain::{password::Password, user::EmailAddress},
     error::{Cause, Error},
+    mail::Mailer,
     server::Server,
     telemetry,
 };
@@ -99,10 +100,12 @@ async fn serve() -> Result<(), Failure> {
     }
     let (address, store) = (config.server.listen_addr, config.database.store.to_string());
     let mail = match &config.mail.transport {
-        MailTransport::Console => "none yet; later releases print it here",
-        MailTransport::File(_) | MailTransport::Smtp(_) => "none yet",
+        MailTransport::Console => "printed here".to_owned(),
+        MailTransport::File(folder) => format!("into {}", folder.display()),
+        MailTransport::Smtp(server) => format!("by {}:{}", server.host, server.port),
     };
-    let app = Arc::new(App::new(config, Clock::System, db).await?);
+    let mailer = Mailer::new(&config.mail)?;
+    let app = Arc::new(App::new(config, Clock::System, db, mailer).await?);
     let server = Server::bind(app, address).await?;
     let address = server.local_addr()?;
     say(&format!(
@@ -155,7 +158,8 @@ async fn create_superuser(email: &str) -> Result<(), Failure> {
         Password::parse_new(password.expose_secret(), &[email.as_str()]).map_err(|reasons| reasons.join(" "))?;
     let db = connect(&config).await?;
     db.migrate().await?;
-    let app = App::new(config, Clock::System, db).await?;
+    let mailer = Mailer::new(&config.mail)?;
+    let app = App::new(config, Clock::System, db, mailer).await?;
     let made = app.create_superuser(&email, password).await;
     app.close().await;
     match made {

@@ -30,6 +30,8 @@ const MAX_CONNECTIONS: usize = 10_000;
 const MAX_STREAMS: u32 = 128;
 /// How long calls under way may take to finish once the service was told to stop.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long what runs beside the calls may take to stop.
+const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often a silent HTTP/2 peer is asked whether it is still there, and how long it may take to say so.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
@@ -55,7 +57,10 @@ impl Server {
     /// Serves until `stop`; then accepts nothing more, lets what runs finish, and closes the stores.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Cause> {
         let (router, health) = router::router(&self.app).await?;
-        let background = tokio::spawn(Arc::clone(&self.app).follow_revocations(stop.clone()));
+        let background = [
+            tokio::spawn(Arc::clone(&self.app).follow_revocations(stop.clone())),
+            tokio::spawn(Arc::clone(&self.app).deliver_outbox(stop.clone())),
+        ];
         let connections = GracefulShutdown::new();
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut http = auto::Builder::new(TokioExecutor::new());
@@ -92,11 +97,17 @@ impl Server {
         if tokio::time::timeout(DRAIN_TIMEOUT, connections.shutdown()).await.is_err() {
             tracing::warn!("some calls did not finish in time and were cut off");
         }
+        // A mail on its way may arrive; one that doesn't goes out again later, under the same id.
+        for task in background {
+            let handle = task.abort_handle();
+            if tokio::time::timeout(BACKGROUND_TIMEOUT, task).await.is_err() {
+                handle.abort();
+            }
+        }
         // A change that a client began is finished even where the client is cut off; it has bounds of its own.
         if tokio::time::timeout(DRAIN_TIMEOUT, self.app.close()).await.is_err() {
             tracing::error!("some changes did not finish in time");
         }
-        background.abort();
         Ok(())
     }
 

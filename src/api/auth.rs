@@ -9,6 +9,7 @@ use crate::{
         registration::NewAccount,
         role::Roles,
         user::{EmailAddress, PersonName},
+        verification::Code,
     },
     entity::user,
     error::{Error, FieldErrors},
@@ -65,16 +66,26 @@ impl AuthService for Api {
 
     async fn send_verification(
         &self,
-        _request: Request<pb::SendVerificationRequest>,
+        request: Request<pb::SendVerificationRequest>,
     ) -> Result<Response<pb::SendVerificationResponse>, Status> {
-        Err(Error::Unimplemented.into())
+        let (_, caller, ()) = parse_as_user(request, |_, _| Some(()))?;
+        let email = self.app.send_verification(caller).await?;
+        Ok(Response::new(pb::SendVerificationResponse { message: "Verification email sent".into(), email }))
     }
 
     async fn verify_email(
         &self,
-        _request: Request<pb::VerifyEmailRequest>,
+        request: Request<pb::VerifyEmailRequest>,
     ) -> Result<Response<pb::VerifyEmailResponse>, Status> {
-        Err(Error::Unimplemented.into())
+        let (call, (email, code)) = parse(request, |verify, errors| {
+            let email = errors.required("email", verify.email);
+            let email = email.and_then(|raw| errors.check("email", EmailAddress::parse(&raw)));
+            let code = errors.required("code", verify.code);
+            let code = code.and_then(|raw| errors.check("code", Code::parse(&raw)));
+            Some((email?, code?))
+        })?;
+        self.app.verify_email(call, email, code).await?;
+        Ok(Response::new(pb::VerifyEmailResponse { message: "Email verified successfully".into(), is_verified: true }))
     }
 
     async fn verify_token(

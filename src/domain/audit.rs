@@ -10,6 +10,7 @@ pub enum Event {
     Registered,
     LoggedIn,
     LoggedOut,
+    EmailVerified,
     /// A refresh token came back after its successor was in use: the session was ended.
     RefreshTokenReused,
 }
@@ -20,13 +21,14 @@ impl Event {
             Self::Registered => "user.registered",
             Self::LoggedIn => "session.began",
             Self::LoggedOut => "session.ended",
+            Self::EmailVerified => "user.email_verified",
             Self::RefreshTokenReused => "session.refresh_token_reused",
         }
     }
 
-    /// The call came without a token, but it was the user's own: he or she knew the password.
+    /// The call came without a token, but it was the user's own: he or she knew the password, or had the mail.
     fn proves_the_user(self) -> bool {
-        matches!(self, Self::Registered | Self::LoggedIn)
+        matches!(self, Self::Registered | Self::LoggedIn | Self::EmailVerified)
     }
 }
 

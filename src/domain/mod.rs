@@ -3,6 +3,7 @@
 mod audit;
 pub mod avatar;
 pub mod caller;
+pub mod outbox;
 pub mod password;
 pub mod profile;
 pub mod registration;
@@ -10,3 +11,4 @@ pub mod role;
 pub mod session;
 pub mod token;
 pub mod user;
+pub mod verification;

@@ -6,6 +6,7 @@ use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, QueryFilter, sea_query::Expr}
 
 use crate::{
     app::App,
+    config::NeedsVerified,
     domain::{
         avatar::{Avatar, Upload, replace_avatar},
         caller::Caller,
@@ -108,6 +109,10 @@ impl App {
 
     /// Changes the caller's own profile, and returns it.
     pub async fn update_my_profile(self: &Arc<Self>, caller: Caller, change: ProfileChange) -> Result<VisibleProfile> {
+        self.require_verified(NeedsVerified::Profile, caller.is_verified)?;
+        if change.avatar.is_some() {
+            self.require_verified(NeedsVerified::Avatar, caller.is_verified)?;
+        }
         let avatar = match change.avatar {
             Some(Some(upload)) => Some(Some(self.make_avatar(upload).await?)),
             Some(None) => Some(None),

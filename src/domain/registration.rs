@@ -1,4 +1,4 @@
-//! Registration: an account, its profile and its first session, in one transaction.
+//! Registration: an account, its profile, its first session and the mail with its code, in one transaction.
 
 use std::sync::Arc;
 
@@ -66,8 +66,10 @@ impl App {
             let tx = app.db.begin().await?;
             let user = insert_user(&tx, &email, hash, &first_name, &last_name, Standing::default(), now).await?;
             let session = app.insert_session(&tx, &call, user.id, now).await?;
+            app.post_code(&tx, &user, false, now).await?;
             app.audit(&tx, Event::Registered, &call, user.id).await?;
             tx.commit().await?;
+            app.outbox_has_mail();
             let tokens = app.keys.issue(&user, &session, now)?;
             Ok(LoggedIn { user, tokens })
         })

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     app::App,
+    config::NeedsVerified,
     db::Tx,
     domain::{
         audit::Event,
@@ -65,6 +66,7 @@ impl App {
         if verdict == Verdict::Wrong || !user.is_active {
             return Err(Error::Unauthenticated(AuthFailure::BadCredentials));
         }
+        self.require_verified(NeedsVerified::Login, user.is_verified)?;
 
         let app = Arc::clone(self);
         let logged_in = self.change(async move { app.begin_session_after_login(&call, user, upgraded).await }).await?;

@@ -11,5 +11,7 @@
 mod config;
 mod harness;
 mod migrations;
+mod operations;
 mod password;
 mod session;
+mod verification;

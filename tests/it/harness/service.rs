@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use chrono::{DateTime, Utc};
@@ -13,6 +14,7 @@ use identity::{
     config::Config,
     db::{Db, DbOptions},
     domain::{password::Password, user::EmailAddress},
+    mail::{Mail, Mailer, Outgoing},
     server::Server,
 };
 use serde_json::json;
@@ -36,6 +38,8 @@ pub struct Service {
     pub app: Arc<App>,
     pub clock: Clock,
     pub address: SocketAddr,
+    /// What it has sent.
+    pub mails: Outgoing,
     database: Arc<Database>,
     settings: Vec<(String, String)>,
     stop: CancellationToken,
@@ -76,7 +80,11 @@ impl Service {
         let db = Db::connect(&DbOptions { url: database.url.clone(), max_connections: 8, ..DbOptions::default() })
             .await
             .unwrap();
-        let app = Arc::new(App::new(config, clock.clone(), db).await.unwrap());
+        let (mut mailer, mails) = Mailer::memory(&config.mail).unwrap();
+        if set.contains_key("EMAIL_BACKEND") {
+            mailer = Mailer::new(&config.mail).unwrap();
+        }
+        let app = Arc::new(App::new(config, clock.clone(), db, mailer).await.unwrap());
         let server = Server::bind(Arc::clone(&app), "127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = server.local_addr().unwrap();
         let stop = CancellationToken::new();
@@ -84,7 +92,7 @@ impl Service {
             let stop = stop.clone();
             async move { server.run(stop).await.unwrap() }
         });
-        Self { app, clock, address, database, settings, stop, running }
+        Self { app, clock, address, mails, database, settings, stop, running }
     }
 
     /// Asks it to stop, as SIGTERM does, and waits until it has.
@@ -102,6 +110,18 @@ impl Service {
     pub fn set_clock(&self, at: DateTime<Utc>) {
         let Clock::Frozen(micros) = &self.clock else { panic!("the clock of a test is frozen") };
         micros.store(at.timestamp_micros(), Ordering::SeqCst);
+    }
+
+    /// The mails sent to `email`, once there are `count` of them.
+    pub async fn mails_to(&self, email: &str, count: usize) -> Vec<Mail> {
+        for _ in 0..500 {
+            let mails: Vec<_> = self.mails.lock().unwrap().iter().filter(|mail| mail.to == email).cloned().collect();
+            if mails.len() >= count {
+                return mails;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{count} mails to {email} did not come within 5 s")
     }
 
     /// Whoever comes without a token.

@@ -1,0 +1,218 @@
+//! Verified addresses: a code goes to the address, and comes back. Contract §4.
+
+use std::sync::Arc;
+
+use aws_lc_rs::{constant_time, hmac};
+use chrono::{DateTime, Duration, TimeDelta, Utc};
+use sea_orm::{
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect,
+    sea_query::Expr,
+};
+
+use crate::{
+    app::App,
+    config::NeedsVerified,
+    db::Tx,
+    domain::{
+        audit::Event,
+        caller::{Call, Caller},
+        outbox::Letter,
+        user::EmailAddress,
+    },
+    entity::{user, verification_code as code},
+    error::{AuthFailure, Denial, Error, FieldErrors, Result},
+    random,
+    revocations::Revocation,
+};
+
+/// How long a code is valid.
+pub const CODE_LIFETIME: Duration = Duration::hours(24);
+/// How many wrong guesses void a code.
+pub const CODE_MAX_MISSES: i32 = 5;
+/// How many codes a user may ask for within a day.
+pub const CODES_A_DAY: usize = 10;
+
+/// Six digits, not yet held against anything.
+pub struct Code(String);
+
+impl Code {
+    /// What is no code at all is as wrong as a wrong one, and said to be no more.
+    pub fn parse(raw: &str) -> Result<Self, &'static str> {
+        let raw = raw.trim();
+        if raw.is_empty() { Err("This field may not be blank.") } else { Ok(Self(raw.chars().take(16).collect())) }
+    }
+
+    /// Every one of the million is as likely as the others.
+    fn new() -> Self {
+        // 2^64 is no multiple of a million: the codes below 551 616 are more likely by 1 in 10^13.
+        Self(format!("{:06}", u64::from_ne_bytes(random::bytes()) % 1_000_000))
+    }
+
+    /// What is stored: worthless without the key, and different for each user and address.
+    fn hash(&self, key: &hmac::Key, user_id: i64, email_key: &str) -> Vec<u8> {
+        let mut message = user_id.to_be_bytes().to_vec();
+        message.extend_from_slice(self.0.as_bytes());
+        message.push(0);
+        message.extend_from_slice(email_key.as_bytes());
+        hmac::sign(key, &message).as_ref().to_vec()
+    }
+}
+
+impl App {
+    /// Nothing, or the refusal, where `REQUIRE_VERIFIED` names what the user means to do.
+    pub(super) fn require_verified(&self, what: NeedsVerified, is_verified: bool) -> Result<()> {
+        if is_verified || !self.config.accounts.require_verified.contains(&what) {
+            return Ok(());
+        }
+        Err(Error::PermissionDenied(Denial::EmailNotVerified))
+    }
+
+    /// Sends the caller a new code, which voids the one before. The answer is the address that it goes to.
+    ///
+    /// # Errors
+    /// `Invalid` if the address is verified; `Throttled`.
+    pub async fn send_verification(self: &Arc<Self>, caller: Caller) -> Result<String> {
+        let app = Arc::clone(self);
+        self.change(async move {
+            let now = app.clock.now();
+            let tx = app.db.begin().await?;
+            // Locked, so that of two requests at once one sees the other's code.
+            let user = user::Entity::find_by_id(caller.user_id).lock_exclusive().one(&tx).await?;
+            let user = user.ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))?;
+            if user.is_verified {
+                let mut errors = FieldErrors::default();
+                errors.wrong("email", "This email address is already verified.");
+                return Err(Error::Invalid(errors));
+            }
+            app.refuse_too_many_codes(&tx, user.id, now).await?;
+            app.post_code(&tx, &user, true, now).await?;
+            tx.commit().await?;
+            app.outbox_has_mail();
+            Ok(user.email)
+        })
+        .await
+    }
+
+    /// Counted in SQL: it holds for all replicas, and across restarts.
+    async fn refuse_too_many_codes(&self, tx: &Tx, user_id: i64, now: DateTime<Utc>) -> Result<()> {
+        let asked: Vec<DateTime<Utc>> = code::Entity::find()
+            .select_only()
+            .column(code::Column::CreatedAt)
+            .filter(code::Column::UserId.eq(user_id))
+            .filter(code::Column::Requested.eq(true))
+            .filter(code::Column::CreatedAt.gt(now - TimeDelta::days(1)))
+            .order_by_desc(code::Column::CreatedAt)
+            .into_tuple()
+            .all(tx)
+            .await?;
+        let in_a_day = Some((CODES_A_DAY, TimeDelta::days(1)));
+        let configured = self
+            .config
+            .limits
+            .verification
+            .and_then(|rate| Some((usize::try_from(rate.count).ok()?, TimeDelta::from_std(rate.per).ok()?)));
+        for (count, window) in [configured, in_a_day].into_iter().flatten() {
+            // The one that has to leave the window before another may come.
+            let Some(at) = count.checked_sub(1).and_then(|last| asked.get(last)) else { continue };
+            if let Ok(retry_after) = (*at + window - now).to_std()
+                && !retry_after.is_zero()
+            {
+                return Err(Error::Throttled { retry_after });
+            }
+        }
+        Ok(())
+    }
+
+    /// A new code for the user, and the mail that brings it, within `tx`. Codes before it are void.
+    pub(super) async fn post_code(
+        &self,
+        tx: &Tx,
+        user: &user::Model,
+        requested: bool,
+        now: DateTime<Utc>,
+    ) -> Result<()> {
+        code::Entity::update_many()
+            .col_expr(code::Column::VoidedAt, Expr::value(now))
+            .filter(code::Column::UserId.eq(user.id))
+            .filter(code::Column::UsedAt.is_null())
+            .filter(code::Column::VoidedAt.is_null())
+            .exec(tx)
+            .await?;
+        let new = Code::new();
+        let row = code::ActiveModel {
+            user_id: Set(user.id),
+            email_key: Set(user.email_key.clone()),
+            code_hash: Set(new.hash(&self.code_key, user.id, &user.email_key)),
+            requested: Set(requested),
+            misses: Set(0),
+            created_at: Set(now),
+            expires_at: Set(now + CODE_LIFETIME),
+            used_at: Set(None),
+            voided_at: Set(None),
+            ..Default::default()
+        };
+        row.insert(tx).await?;
+        let Code(digits) = new;
+        let letter =
+            Letter::VerificationCode { to: user.email.clone(), first_name: user.first_name.clone(), code: digits };
+        self.post(tx, &letter, user.id, now).await
+    }
+
+    /// Marks the address as verified, if this is the code that was sent to it.
+    ///
+    /// # Errors
+    /// `Invalid`, in the same words, for a wrong, expired, used or voided code and for an unknown address.
+    pub async fn verify_email(self: &Arc<Self>, call: Arc<Call>, email: EmailAddress, guess: Code) -> Result<()> {
+        let app = Arc::clone(self);
+        let is_right = self.change(async move { app.try_code(&call, &email, &guess).await }).await?;
+        if is_right {
+            return Ok(());
+        }
+        let mut errors = FieldErrors::default();
+        errors.wrong("code", "Invalid or expired verification code.");
+        Err(Error::Invalid(errors))
+    }
+
+    async fn try_code(&self, call: &Call, email: &EmailAddress, guess: &Code) -> Result<bool> {
+        let now = self.clock.now();
+        let owner = user::Entity::find().filter(user::Column::EmailKey.eq(email.key())).one(self.db.reader()).await?;
+        let Some(owner) = owner else { return Ok(false) };
+        let tx = self.db.begin().await?;
+        // The guess is spent before it is looked at: of a hundred at once, five are.
+        let spent = code::Entity::update_many()
+            .col_expr(code::Column::Misses, Expr::col(code::Column::Misses).add(1))
+            .filter(code::Column::UserId.eq(owner.id))
+            .filter(code::Column::EmailKey.eq(email.key()))
+            .filter(code::Column::UsedAt.is_null())
+            .filter(code::Column::VoidedAt.is_null())
+            .filter(code::Column::ExpiresAt.gt(now))
+            .filter(code::Column::Misses.lt(CODE_MAX_MISSES))
+            .exec_with_returning(&tx)
+            .await?;
+        let expected = guess.hash(&self.code_key, owner.id, email.key());
+        let right = spent.iter().find(|row| constant_time::verify_slices_are_equal(&row.code_hash, &expected).is_ok());
+        let Some(right) = right else {
+            tx.commit().await?;
+            return Ok(false);
+        };
+        code::Entity::update_many()
+            .col_expr(code::Column::UsedAt, Expr::value(now))
+            .filter(code::Column::Id.eq(right.id))
+            .exec(&tx)
+            .await?;
+        user::Entity::update_many()
+            .col_expr(user::Column::IsVerified, Expr::value(true))
+            .col_expr(user::Column::UpdatedAt, Expr::value(now))
+            .col_expr(user::Column::Version, Expr::col(user::Column::Version).add(1))
+            .filter(user::Column::Id.eq(owner.id))
+            .filter(user::Column::EmailKey.eq(email.key()))
+            .exec(&tx)
+            .await?;
+        // The tokens that are out say that the address is not verified.
+        let changed = Revocation::of_user(owner.id, now + self.keys.access_lifetime()).write(&tx, now).await?;
+        self.audit(&tx, Event::EmailVerified, call, owner.id).await?;
+        tx.commit().await?;
+        self.revocations.apply(changed);
+        Ok(true)
+    }
+}
