@@ -30,7 +30,7 @@ pub mod policies {
 }
 
 /// The REST routes, from their annotations.
-mod routes {
+pub mod routes {
     include!(concat!(env!("OUT_DIR"), "/rest.rs"));
 }
 

@@ -2,7 +2,7 @@
 
 use prost_types::FieldMask;
 
-use crate::error::FieldErrors;
+use crate::{domain::profile::Change, error::FieldErrors};
 
 /// The fields that a request means to change.
 ///
@@ -30,12 +30,12 @@ impl<'a> Patch<'a> {
         value.filter(|_| self.means(field))
     }
 
-    /// The new value of a field that null clears; `Some(None)` to clear it.
-    pub fn clearable<T>(&mut self, field: &'static str, value: Option<T>) -> Option<Option<T>> {
+    /// What to do about a field that null clears.
+    pub fn clearable<T>(&mut self, field: &'static str, value: Option<T>) -> Change<T> {
         match value {
-            Some(value) => Some(Some(value)).filter(|_| self.means(field)),
-            None if self.names(field) && !self.errors.has(field) => Some(None),
-            None => None,
+            Some(value) if self.means(field) => Change::Set(value),
+            None if self.names(field) && !self.errors.has(field) => Change::Clear,
+            _ => Change::Keep,
         }
     }
 

@@ -45,9 +45,9 @@ fn profile_change(update: pb::UpdateMyProfileRequest, errors: &mut FieldErrors) 
     let timezone = patch.check("timezone", update.timezone, |raw| Timezone::parse(&raw));
     ProfileChange {
         avatar: patch.clearable("avatar", avatar),
-        bio: patch.clearable("bio", bio).map(Option::unwrap_or_default),
+        bio: patch.clearable("bio", bio),
         is_public: patch.value("is_public", update.is_public),
-        timezone: patch.clearable("timezone", timezone).map(Option::unwrap_or_default),
+        timezone: patch.clearable("timezone", timezone),
         streak_visibility: patch.value("streak_visibility", update.streak_visibility),
     }
 }

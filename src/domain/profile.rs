@@ -55,14 +55,33 @@ impl Default for Timezone {
     }
 }
 
+/// What becomes of a field that can be cleared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Change<T> {
+    #[default]
+    Keep,
+    Clear,
+    Set(T),
+}
+
+impl<T: Default> Change<T> {
+    /// The new value, the default where it is cleared; `None` where it stays.
+    fn value(self) -> Option<T> {
+        match self {
+            Self::Keep => None,
+            Self::Clear => Some(T::default()),
+            Self::Set(value) => Some(value),
+        }
+    }
+}
+
 /// What to change of a profile; `None` stays as it is.
 #[derive(Default)]
 pub struct ProfileChange {
-    /// `Some(None)` takes the avatar away.
-    pub avatar: Option<Option<Upload>>,
-    pub bio: Option<Bio>,
+    pub avatar: Change<Upload>,
+    pub bio: Change<Bio>,
     pub is_public: Option<bool>,
-    pub timezone: Option<Timezone>,
+    pub timezone: Change<Timezone>,
     pub streak_visibility: Option<bool>,
 }
 
@@ -110,13 +129,13 @@ impl App {
     /// Changes the caller's own profile, and returns it.
     pub async fn update_my_profile(self: &Arc<Self>, caller: Caller, change: ProfileChange) -> Result<VisibleProfile> {
         self.require_verified(NeedsVerified::Profile, caller.is_verified)?;
-        if change.avatar.is_some() {
+        if !matches!(change.avatar, Change::Keep) {
             self.require_verified(NeedsVerified::Avatar, caller.is_verified)?;
         }
         let avatar = match change.avatar {
-            Some(Some(upload)) => Some(Some(self.make_avatar(upload).await?)),
-            Some(None) => Some(None),
-            None => None,
+            Change::Set(upload) => Change::Set(self.make_avatar(upload).await?),
+            Change::Clear => Change::Clear,
+            Change::Keep => Change::Keep,
         };
         let app = Arc::clone(self);
         self.change(async move {
@@ -134,22 +153,27 @@ impl App {
             let mut update = profile::Entity::update_many().filter(profile::Column::UserId.eq(caller.user_id));
             // Set to itself, so that there is something to set even where nothing changes.
             update = update.col_expr(profile::Column::UserId, Expr::col(profile::Column::UserId));
-            if let Some(Bio(bio)) = change.bio {
+            if let Some(Bio(bio)) = change.bio.value() {
                 update = update.col_expr(profile::Column::Bio, Expr::value(bio));
             }
             if let Some(is_public) = change.is_public {
                 update = update.col_expr(profile::Column::IsPublic, Expr::value(is_public));
             }
-            if let Some(Timezone(name)) = change.timezone {
+            if let Some(Timezone(name)) = change.timezone.value() {
                 update = update.col_expr(profile::Column::Timezone, Expr::value(name));
             }
             if let Some(shown) = change.streak_visibility {
                 update = update.col_expr(profile::Column::StreakVisibility, Expr::value(shown));
             }
-            if let Some(avatar) = avatar {
-                // The owner's row is ours until the commit, so no other change of the avatar gets in between.
-                replace_avatar(&tx, caller.user_id, avatar.as_ref(), app.clock.now()).await?;
-                update = update.col_expr(profile::Column::Avatar, Expr::value(avatar.map(|Avatar { name, .. }| name)));
+            // The owner's row is ours until the commit, so no other change of the avatar gets in between.
+            let new = match avatar {
+                Change::Keep => None,
+                Change::Clear => Some(None),
+                Change::Set(avatar) => Some(Some(avatar)),
+            };
+            if let Some(new) = new {
+                replace_avatar(&tx, caller.user_id, new.as_ref(), app.clock.now()).await?;
+                update = update.col_expr(profile::Column::Avatar, Expr::value(new.map(|Avatar { name, .. }| name)));
             }
             let profile = update.exec_with_returning(&tx).await?.pop().ok_or(gone)?;
             tx.commit().await?;

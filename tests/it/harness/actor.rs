@@ -6,7 +6,7 @@ use identity::pb;
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, SerializeOptions, Value as Reflected};
 use reqwest::Method;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tonic::{
     Code, Status,
     client::Grpc,
@@ -284,11 +284,6 @@ fn success_status(rpc: &str) -> u16 {
 
 fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
-/// Fields by name.
-pub fn fields(pairs: &[(&str, Value)]) -> Value {
-    Value::Object(pairs.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect::<Map<_, _>>())
 }
 
 /// The claims of a token, not verified.
