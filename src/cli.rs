@@ -109,7 +109,7 @@ async fn serve() -> Result<(), Failure> {
     let server = Server::bind(app, address).await?;
     let address = server.local_addr()?;
     say(&format!(
-        "identity {} serves gRPC and REST on {address}\n  store  {store}\n  cache  in process\n  mail   {mail}\n  docs   http://{}/api/docs/",
+        "identity {} serves gRPC and REST on {address}\n  store  {store}\n  limits counted in process\n  mail   {mail}\n  docs   http://{}/api/docs/",
         env!("CARGO_PKG_VERSION"),
         reachable(address),
     ))?;

@@ -165,13 +165,9 @@ impl App {
             if let Some(shown) = change.streak_visibility {
                 update = update.col_expr(profile::Column::StreakVisibility, Expr::value(shown));
             }
-            // The owner's row is ours until the commit, so no other change of the avatar gets in between.
-            let new = match avatar {
-                Change::Keep => None,
-                Change::Clear => Some(None),
-                Change::Set(avatar) => Some(Some(avatar)),
-            };
-            if let Some(new) = new {
+            if !matches!(avatar, Change::Keep) {
+                let new = if let Change::Set(avatar) = avatar { Some(avatar) } else { None };
+                // The owner's row is ours until the commit, so no other change of the avatar gets in between.
                 replace_avatar(&tx, caller.user_id, new.as_ref(), app.clock.now()).await?;
                 update = update.col_expr(profile::Column::Avatar, Expr::value(new.map(|Avatar { name, .. }| name)));
             }
