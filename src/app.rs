@@ -12,7 +12,6 @@ use crate::{
     config::{self, Config},
     db::Db,
     domain::{
-        outbox::Seal,
         password::{self, Argon2Params},
         token::Keys,
     },
@@ -22,6 +21,7 @@ use crate::{
     limiter::Limiter,
     mail::Mailer,
     revocations::{self, Revocations},
+    seal::Seal,
 };
 
 /// The service without its faces. The rules are `impl App` blocks in `domain`.

@@ -10,7 +10,7 @@
 //! 5. [`domain`], one file a subject: the rules, as `impl App` blocks, over the tables in [`entity`].
 //!
 //! Imports run one way: main → cli → server → api → domain → app → stores ([`entity`], [`db`], [`revocations`],
-//! [`limiter`], [`hash_pool`], [`mail`]) → [`config`], [`clock`], [`error`]. A test holds them to it. `docs/architecture.md` says why.
+//! [`limiter`], [`hash_pool`], [`mail`], [`seal`]) → [`config`], [`clock`], [`error`]. A test holds them to it. `docs/architecture.md` says why.
 
 pub mod api;
 pub mod app;
@@ -26,6 +26,7 @@ pub mod limiter;
 pub mod mail;
 pub mod random;
 pub mod revocations;
+pub mod seal;
 pub mod server;
 pub mod telemetry;
 

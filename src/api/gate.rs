@@ -142,7 +142,7 @@ impl Gate {
                 Err(error) => refuse(face, error),
             };
             response.headers_mut().insert(X_REQUEST_ID, request_id.into_header());
-            log(face, &response, user_id, client, started.elapsed());
+            log(face, policy, &response, user_id, client, started.elapsed());
             response
         }
         .instrument(span)
@@ -214,14 +214,19 @@ fn peer(request: &Request) -> IpAddr {
 
 /// The gate of the gRPC services, as a layer around all of them.
 pub async fn grpc(State(gate): State<Gate>, request: Request, next: Next) -> Response {
-    static OTHER: Policy = Policy::open("grpc", Limit::Api);
-    match policies::by_path(request.uri().path()) {
+    static HEALTH: Policy = Policy::open("grpc.health", Limit::None);
+    static REFLECTION: Policy = Policy::open("grpc.reflection", Limit::Api);
+    let path = request.uri().path();
+    match policies::by_path(path) {
         Some(policy) => {
             let handler = |request| async { status::own_words(next.run(request).await) };
             gate.pass(Face::Grpc, policy, request, handler).await
         }
-        // Health and reflection speak for themselves.
-        None => gate.pass(Face::Grpc, &OTHER, request, |request| next.run(request)).await,
+        // These speak for themselves.
+        None => {
+            let policy = if path.starts_with("/grpc.health.") { &HEALTH } else { &REFLECTION };
+            gate.pass(Face::Grpc, policy, request, |request| next.run(request)).await
+        }
     }
 }
 
@@ -275,8 +280,9 @@ fn parse_grpc_timeout(text: &str) -> Option<Duration> {
     })
 }
 
-/// The one line of a call. A fault brings its cause, which no client ever sees.
-fn log(face: Face, response: &Response, user_id: Option<i64>, client: IpAddr, took: Duration) {
+/// The one line of a call. A fault brings its cause, which no client ever sees. What isn't counted is asked all the time
+/// by machines, and is worth a line only to whoever looks for it.
+fn log(face: Face, policy: &Policy, response: &Response, user_id: Option<i64>, client: IpAddr, took: Duration) {
     let status = response.extensions().get::<Status>();
     let cause = status.and_then(std::error::Error::source);
     let is_fault = match (face, status) {
@@ -293,6 +299,8 @@ fn log(face: Face, response: &Response, user_id: Option<i64>, client: IpAddr, to
     if is_fault {
         let cause = cause.map(status::Chain);
         tracing::error!(?face, ?outcome, took_us, %client, user_id, cause = cause.map(tracing::field::display), "call failed");
+    } else if policy.limit == Limit::None {
+        tracing::debug!(?face, ?outcome, took_us, %client, "call");
     } else {
         tracing::info!(?face, ?outcome, took_us, %client, user_id, "call");
     }

@@ -1,4 +1,4 @@
-//! `GET /api/health/`: whether the service can do its work. Asked often, and so neither limited nor logged at length.
+//! `GET /api/health/`: whether the service can do its work. Asked often, and so not limited.
 
 use std::{sync::Arc, time::Duration};
 

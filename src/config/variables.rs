@@ -181,7 +181,7 @@ variables! {
         TRUSTED_PROXIES => "none", "a list of addresses and networks, like 10.0.0.0/8,192.168.1.7", Plain;
     }
     "HTTP" {
-        /// The host names that the service answers to.
+        /// The host names that links in answers may lead to. Calls to other hosts are not refused yet.
         ALLOWED_HOSTS => "any", "a list of host names; .example.com includes subdomains, * is any", Plain;
         /// The origins whose pages may call the service.
         CORS_ALLOWED_ORIGINS => "none", "a list of origins, like https://example.com,http://localhost:3000", Plain;

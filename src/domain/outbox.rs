@@ -5,8 +5,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
-use base64::{Engine, prelude::BASE64_STANDARD};
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, ColumnTrait, Condition, EntityTrait, ExprTrait, QueryFilter, QueryOrder,
@@ -66,31 +64,6 @@ impl Letter {
     }
 }
 
-/// Seals what lies in the outbox: a code in it is worth an address.
-pub struct Seal(RandomizedNonceKey);
-
-impl Seal {
-    pub fn new(key: &[u8; 32]) -> Result<Self> {
-        RandomizedNonceKey::new(&AES_256_GCM, key).map(Self).map_err(Error::internal)
-    }
-
-    fn close(&self, id: Uuid, plain: Vec<u8>) -> Result<String> {
-        let mut bytes = plain;
-        let nonce = self.0.seal_in_place_append_tag(Aad::from(id.as_bytes()), &mut bytes).map_err(Error::internal)?;
-        bytes.extend_from_slice(nonce.as_ref());
-        Ok(BASE64_STANDARD.encode(bytes))
-    }
-
-    fn open(&self, id: Uuid, sealed: &str) -> Result<Vec<u8>, Cause> {
-        let mut bytes = BASE64_STANDARD.decode(sealed)?;
-        let nonce = bytes.split_off(bytes.len().checked_sub(NONCE_LEN).ok_or("too short for what was sealed")?);
-        let nonce = Nonce::try_assume_unique_for_key(&nonce)?;
-        let plain = self.0.open_in_place(nonce, Aad::from(id.as_bytes()), &mut bytes)?.len();
-        bytes.truncate(plain);
-        Ok(bytes)
-    }
-}
-
 impl App {
     /// Puts a letter into the outbox, within `tx`. Call [`App::outbox_has_mail`] after the commit.
     pub(super) async fn post(&self, tx: &Tx, letter: &Letter, user_id: i64, now: DateTime<Utc>) -> Result<()> {
@@ -98,7 +71,7 @@ impl App {
         let row = outbox::ActiveModel {
             kind: Set(letter.kind().to_owned()),
             dedup_id: Set(id),
-            payload: Set(self.seal.close(id, serde_json::to_vec(letter).map_err(Error::internal)?)?),
+            payload: Set(self.seal.close(id.as_bytes(), serde_json::to_vec(letter).map_err(Error::internal)?)?),
             user_id: Set(Some(user_id)),
             attempts: Set(0),
             next_attempt_at: Set(now),
@@ -178,7 +151,7 @@ impl App {
     }
 
     async fn deliver(&self, row: &outbox::Model) -> Result<(), Cause> {
-        let letter: Letter = serde_json::from_slice(&self.seal.open(row.dedup_id, &row.payload)?)?;
+        let letter: Letter = serde_json::from_slice(&self.seal.open(row.dedup_id.as_bytes(), &row.payload)?)?;
         self.mailer.send(&letter.mail(row.dedup_id, row.created_at)).await
     }
 

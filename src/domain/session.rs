@@ -47,6 +47,23 @@ impl App {
     /// `Unavailable` if more passwords wait to be hashed than can be.
     pub async fn login(self: &Arc<Self>, call: Arc<Call>, email: EmailAddress, password: Password) -> Result<LoggedIn> {
         let attempt = self.limiter.reserve_login(email.key(), call.client, self.clock.now())?;
+        let logged_in = self.login_within_limits(call, email, password).await;
+        match &logged_in {
+            Ok(_) => self.limiter.login_succeeded(attempt),
+            // A failure: it counts.
+            Err(Error::NotFound(_) | Error::Unauthenticated(_)) => drop(attempt),
+            // Nobody's guess was wrong.
+            Err(_) => self.limiter.give_back(attempt),
+        }
+        logged_in
+    }
+
+    async fn login_within_limits(
+        self: &Arc<Self>,
+        call: Arc<Call>,
+        email: EmailAddress,
+        password: Password,
+    ) -> Result<LoggedIn> {
         let known = user::Entity::find().filter(user::Column::EmailKey.eq(email.key())).one(self.db.reader()).await?;
         let stored = known.as_ref().map_or_else(|| self.decoy.clone(), |user| user.password.clone());
 
@@ -69,9 +86,7 @@ impl App {
         self.require_verified(NeedsVerified::Login, user.is_verified)?;
 
         let app = Arc::clone(self);
-        let logged_in = self.change(async move { app.begin_session_after_login(&call, user, upgraded).await }).await?;
-        self.limiter.login_succeeded(attempt);
-        Ok(logged_in)
+        self.change(async move { app.begin_session_after_login(&call, user, upgraded).await }).await
     }
 
     async fn begin_session_after_login(
