@@ -205,14 +205,15 @@ impl Window {
                     *counted = 0;
                     *since += windows * length;
                 }
-                let left = length - (now - *since);
-                let weighed = i64::from(*before) * left / length + i64::from(*counted);
-                if weighed < i64::from(count) {
+                // Less one: as among times, what is exactly one window old has left.
+                let left = length - (now - *since) - 1;
+                let (before, room) = (i64::from(*before), i64::from(count) - i64::from(*counted));
+                if before * left / length < room {
                     *counted += 1;
                     return None;
                 }
-                // The calls of the window before leave evenly: until one has, or the window is over.
-                Some(if *before > 0 { (length / i64::from(*before)).min(left) } else { left })
+                // The calls of the window before leave evenly: until enough of them have, or the window is over.
+                Some(if room > 0 { left - (room * length - 1) / before } else { left + 1 })
             }
         }
     }

@@ -31,6 +31,9 @@ pub const REFRESH_GRACE: Duration = Duration::seconds(10);
 /// How old a session may grow, however often it is refreshed.
 pub const SESSION_MAX_AGE: Duration = Duration::days(30);
 
+/// How often a login looks at the account, should its hash be replaced under its hands.
+const LOGIN_LOOKS: usize = 3;
+
 /// A user who has just proved to be who he or she is.
 pub struct LoggedIn {
     pub user: user::Model,
@@ -64,41 +67,56 @@ impl App {
         email: EmailAddress,
         password: Password,
     ) -> Result<LoggedIn> {
-        let known = user::Entity::find().filter(user::Column::EmailKey.eq(email.key())).one(self.db.reader()).await?;
-        let stored = known.as_ref().map_or_else(|| self.decoy.clone(), |user| user.password.clone());
+        let password = Arc::new(password);
+        // Again where another login replaced an old hash meanwhile: the same password is right for the new one too.
+        for _ in 0..LOGIN_LOOKS {
+            let known = user::Entity::find().filter(user::Column::EmailKey.eq(email.key()));
+            let known = known.one(self.db.reader()).await?;
+            let stored = known.as_ref().map_or_else(|| self.decoy.clone(), |user| user.password.clone());
+            let (verdict, upgraded) = self.check_password(stored, Arc::clone(&password)).await?;
+            let Some(user) = known else { return Err(Error::NotFound(Resource::User)) };
+            if verdict == Verdict::Wrong || !user.is_active {
+                return Err(Error::Unauthenticated(AuthFailure::BadCredentials));
+            }
+            self.require_verified(NeedsVerified::Login, user.is_verified)?;
+            let (app, call) = (Arc::clone(self), Arc::clone(&call));
+            let begun = self.change(async move { app.begin_session_after_login(&call, user, upgraded).await }).await?;
+            if let Some(logged_in) = begun {
+                return Ok(logged_in);
+            }
+        }
+        Err(Error::Unauthenticated(AuthFailure::BadCredentials))
+    }
 
+    /// Whether the password is the one that is stored, and the hash to store instead where that one is outdated.
+    async fn check_password(
+        &self,
+        stored: PasswordHash,
+        password: Arc<Password>,
+    ) -> Result<(Verdict, Option<PasswordHash>)> {
         let params = self.argon2;
-        let (verdict, upgraded) = self
-            .hash_pool
+        self.hash_pool
             .run(move |scratch| {
                 let verdict = password::verify(&stored.0, &password, params, scratch)?;
                 let upgraded = match verdict {
                     Verdict::Right { outdated: true } => Some(password::hash(&password, params, scratch)?),
                     _ => None,
                 };
-                Ok::<_, Error>((verdict, upgraded.map(PasswordHash)))
+                Ok((verdict, upgraded.map(PasswordHash)))
             })
-            .await??;
-        let Some(user) = known else { return Err(Error::NotFound(Resource::User)) };
-        if verdict == Verdict::Wrong || !user.is_active {
-            return Err(Error::Unauthenticated(AuthFailure::BadCredentials));
-        }
-        self.require_verified(NeedsVerified::Login, user.is_verified)?;
-
-        let app = Arc::clone(self);
-        self.change(async move { app.begin_session_after_login(&call, user, upgraded).await }).await
+            .await?
     }
 
+    /// `None` if the account is no longer what the password was held against: it may have been deactivated, or its
+    /// password changed, while the hash took its time.
     async fn begin_session_after_login(
         &self,
         call: &Call,
         user: user::Model,
         upgraded: Option<PasswordHash>,
-    ) -> Result<LoggedIn> {
+    ) -> Result<Option<LoggedIn>> {
         let now = self.clock.now();
         let tx = self.db.begin().await?;
-        // Counts only if the account is still what the password was held against: it may have been deactivated, or
-        // its password changed, while the hash took its time.
         let mut login = user::Entity::update_many()
             .col_expr(user::Column::LastLogin, Expr::value(now))
             .filter(user::Column::Id.eq(user.id))
@@ -108,13 +126,13 @@ impl App {
             login = login.col_expr(user::Column::Password, Expr::value(hash));
         }
         if login.exec(&tx).await?.rows_affected == 0 {
-            return Err(Error::Unauthenticated(AuthFailure::BadCredentials));
+            return Ok(None);
         }
         let session = self.insert_session(&tx, call, user.id, now).await?;
         self.audit(&tx, Event::LoggedIn, call, user.id).await?;
         tx.commit().await?;
         let tokens = self.keys.issue(&user, &session, now)?;
-        Ok(LoggedIn { user, tokens })
+        Ok(Some(LoggedIn { user, tokens }))
     }
 
     /// A new session of the user, within `tx`.

@@ -195,6 +195,10 @@ impl Keys {
         let Ok(decoded) = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation) else {
             return Err(bad);
         };
+        // No token of ours names a key, or an extension that must be understood (RFC 7515 §4.1.11).
+        if decoded.header.kid.is_some() || decoded.header.crit.is_some() {
+            return Err(bad);
+        }
         let claims = decoded.claims;
         let (now, leeway) = (now.timestamp(), LEEWAY.num_seconds());
         if claims.exp <= now {

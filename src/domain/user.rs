@@ -42,11 +42,14 @@ impl EmailAddress {
             return Err("Ensure this field has no more than 254 characters.");
         }
         let (local, domain) = raw.rsplit_once('@').ok_or(INVALID)?;
-        if !is_local_part(local) || !is_domain(domain) {
+        if !is_local_part(local) {
             return Err(INVALID);
         }
+        let ascii = domain_to_ascii(domain).ok_or(INVALID)?;
         let text = format!("{local}@{}", domain.to_lowercase());
-        let key = fold(&text);
+        // Of all spellings of a domain one, for they are one mailbox: `пример.рф`, not `xn--e1afmkfd.xn--p1ai`.
+        let (unicode, _) = idna::domain_to_unicode(&ascii);
+        let key = fold(&format!("{local}@{unicode}"));
         Ok(Self { text, key })
     }
 
@@ -54,7 +57,7 @@ impl EmailAddress {
         &self.text
     }
 
-    /// What two spellings of one address have in common: unique in the table.
+    /// What all spellings of one address have in common: unique in the table.
     pub fn key(&self) -> &str {
         &self.key
     }
@@ -77,12 +80,12 @@ fn is_local_part(local: &str) -> bool {
     !local.is_empty() && local.len() <= 64 && local.split('.').all(|atom| !atom.is_empty() && atom.chars().all(is_atom))
 }
 
-/// A name of at least two labels that IDNA can express.
-fn is_domain(domain: &str) -> bool {
-    let Ok(ascii) = idna::domain_to_ascii_strict(domain) else { return false };
+/// A name of at least two labels, as IDNA expresses it in ASCII.
+fn domain_to_ascii(domain: &str) -> Option<String> {
+    let ascii = idna::domain_to_ascii_strict(domain).ok()?;
     let labels: Vec<_> = ascii.split('.').collect();
     let top_is_name = labels.last().is_some_and(|top| top.len() >= 2 && !top.bytes().all(|b| b.is_ascii_digit()));
-    ascii.len() <= 253 && labels.len() >= 2 && top_is_name
+    (ascii.len() <= 253 && labels.len() >= 2 && top_is_name).then_some(ascii)
 }
 
 /// A first or a last name.
