@@ -84,6 +84,8 @@ async fn grpc(api: &Arc<Api>, gate: &Gate, reflection: bool) -> Result<(Router, 
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                // So that clients can show the details of errors.
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         services = services.add_service(describe().build_v1()?).add_service(describe().build_v1alpha()?);
     }
