@@ -8,6 +8,7 @@
     reason = "a test may fail loudly, and say what it skips"
 )]
 
+mod avatar;
 mod config;
 mod harness;
 mod migrations;

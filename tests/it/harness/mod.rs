@@ -5,7 +5,7 @@ pub mod postgres;
 pub mod service;
 pub mod stores;
 
-pub use actor::{Actor, Face};
+pub use actor::{Actor, Face, Outcome};
 pub use service::Service;
 pub use stores::Store;
 

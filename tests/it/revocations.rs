@@ -1,0 +1,155 @@
+//! The feed: what changed since a token was made counts on every replica within a second.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use identity::{entity::user::Column, revocations::Revocation};
+use sea_orm::ConnectionTrait;
+use serde_json::{Value, json};
+
+use crate::harness::{Actor, Face, PASSWORD, Service, Store, actor::claims, everywhere, on_each_store};
+
+/// Asks until the answer is yes, for a second at most.
+#[track_caller]
+fn within_a_second(ask: impl AsyncFn() -> bool) -> impl Future<Output = ()> {
+    let caller = std::panic::Location::caller();
+    async move {
+        let began = Instant::now();
+        while !ask().await {
+            assert!(began.elapsed() < Duration::from_secs(1), "still not so after a second: {caller}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// What the service says of the actor's access token.
+async fn looked_into(actor: &Actor, face: Face) -> Result<Value, u16> {
+    let outcome = actor.call(face, "AuthService.VerifyToken", json!({ "token": actor.access_token })).await;
+    if outcome.status == 200 { Ok(outcome.answer) } else { Err(outcome.status) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_role_counts_for_tokens_that_are_out_already() {
+    everywhere(async |service, face| {
+        let replica = service.replica().await;
+        let user = service.user("user@example.com").await;
+        let there = user.at(replica.address);
+        let hidden = service.user("hidden@example.com").await;
+        hidden.call(face, "ProfileService.UpdateMyProfile", json!({ "is_public": false })).await.expect(200);
+        let look = async |actor: &Actor| {
+            actor.call(face, "UserService.GetUser", json!({ "id": hidden.user_id() })).await.status
+        };
+        assert_eq!((look(&user).await, look(&there).await), (404, 404));
+
+        service.set_flags(user.user_id(), &[(Column::IsModerator, true), (Column::IsVerified, true)]).await;
+        assert_eq!(look(&user).await, 200);
+        within_a_second(async || look(&there).await == 200).await;
+        let told = looked_into(&there, face).await.unwrap();
+        assert_eq!((&told["roles"], &told["is_verified"]), (&json!(["Moderator"]), &json!(true)));
+        assert_eq!(told["permissions"], json!(["moderate_content", "manage_disputes"]));
+
+        service.set_flags(user.user_id(), &[(Column::IsModerator, false)]).await;
+        assert_eq!(look(&user).await, 404);
+        // It is looked up already: the change counts without a wait.
+        assert_eq!(look(&there).await, 404);
+        replica.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deactivated_user_is_out_everywhere() {
+    everywhere(async |service, face| {
+        let replica = service.replica().await;
+        let user = service.user("user@example.com").await;
+        let there = user.at(replica.address);
+        service.set_flags(user.user_id(), &[(Column::IsActive, false)]).await;
+        assert_eq!(looked_into(&user, face).await, Err(401));
+        within_a_second(async || looked_into(&there, face).await == Err(401)).await;
+        for actor in [&user, &there] {
+            actor.call(face, "ProfileService.GetMyProfile", json!({})).await.expect(401);
+            let token = actor.refresh_token.clone();
+            actor.call(face, "AuthService.VerifyToken", json!({ "token": token })).await.expect(401);
+            actor.call(face, "AuthService.RefreshToken", json!({ "refresh_token": token })).await.expect(401);
+            let login = json!({ "email": "user@example.com", "password": PASSWORD });
+            actor.call(face, "AuthService.Login", login).await.expect(401);
+        }
+        replica.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_changed_an_hour_ago_is_in_the_token_itself() {
+    on_each_store(async |service| {
+        let user = service.user("user@example.com").await;
+        service.set_flags(user.user_id(), &[(Column::IsSeller, true)]).await;
+        let login = service.login("user@example.com").await;
+        assert_eq!(claims(login.access_token.as_deref().unwrap())["roles"], json!(["Seller"]));
+        let refresh = json!({ "refresh_token": user.refresh_token });
+        let refreshed = user.call(Face::Grpc, "AuthService.RefreshToken", refresh).await.expect(200);
+        assert_eq!(claims(refreshed["access_token"].as_str().unwrap())["roles"], json!(["Seller"]));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_committed_late_is_not_overlooked() {
+    if !Store::all().contains(&Store::Postgres) {
+        eprintln!("skipped: on SQLite rows become visible in the order of their ids");
+        return;
+    }
+    let service = Service::start(Store::Postgres).await;
+    let replica = service.replica().await;
+    let [early, late] = [service.user("early@example.com").await, service.user("late@example.com").await];
+    let session =
+        |actor: &Actor| claims(actor.access_token.as_deref().unwrap())["sid"].as_str().unwrap().parse().unwrap();
+    let now = service.clock.now();
+    let until = now + service.app.keys.access_lifetime();
+
+    let slow = service.app.db.begin().await.unwrap();
+    Revocation::of_session(session(&late), until).write(&slow, now).await.unwrap();
+    let quick = service.app.db.begin().await.unwrap();
+    Revocation::of_session(session(&early), until).write(&quick, now).await.unwrap();
+    quick.commit().await.unwrap();
+    let (early, late) = (early.at(replica.address), late.at(replica.address));
+    within_a_second(async || looked_into(&early, Face::Rest).await == Err(401)).await;
+    looked_into(&late, Face::Rest).await.unwrap();
+
+    slow.commit().await.unwrap();
+    within_a_second(async || looked_into(&late, Face::Rest).await == Err(401)).await;
+    replica.stop().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_can_not_follow_the_feed_lets_nobody_in() {
+    join_all(Store::all().into_iter().map(async |store| {
+        let service = Service::start(store).await;
+        let user = service.user("user@example.com").await;
+        looked_into(&user, Face::Rest).await.unwrap();
+
+        rename_table(&service, "revocations", "away").await;
+        tokio::time::sleep(Duration::from_millis(6500)).await;
+        for face in Face::ALL {
+            let outcome = user.call(face, "AuthService.VerifyToken", json!({ "token": user.access_token })).await;
+            assert_eq!((outcome.status, outcome.retry_after), (503, Some(1)), "{store:?} {outcome:?}");
+            for rpc in ["ProfileService.GetMyProfile", "AuthService.Logout"] {
+                let outcome = user.call(face, rpc, json!({})).await;
+                assert_eq!(outcome.status, 503, "{store:?} {outcome:?}");
+            }
+            // What no feed could save is refused for what it is.
+            user.with_token("nonsense").call(face, "ProfileService.GetMyProfile", json!({})).await.expect(401);
+        }
+        rename_table(&service, "away", "revocations").await;
+        within_a_second(async || looked_into(&user, Face::Rest).await.is_ok()).await;
+        service.stop().await;
+    }))
+    .await;
+}
+
+async fn rename_table(service: &Service, from: &str, to: &str) {
+    let tx = service.app.db.begin().await.unwrap();
+    tx.execute_unprepared(&format!("ALTER TABLE {from} RENAME TO {to}")).await.unwrap();
+    tx.commit().await.unwrap();
+}
