@@ -8,7 +8,9 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use secrecy::{ExposeSecret, SecretString};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -92,9 +94,9 @@ async fn serve() -> Result<(), Failure> {
     let config = configured()?;
     let db = connect(&config).await?;
     if config.database.auto_migrate {
-        db.migrate().await?;
+        db.migrate().await.map_err(|error| at(&config, &error))?;
     }
-    let pending = db.pending_migrations().await?;
+    let pending = db.pending_migrations().await.map_err(|error| at(&config, &error))?;
     if !pending.is_empty() {
         return Err(format!("the database lacks {}: run `identity migrate`", pending.join(", ")).into());
     }
@@ -108,37 +110,36 @@ async fn serve() -> Result<(), Failure> {
     let app = Arc::new(App::new(config, Clock::System, db, mailer).await?);
     let server = Server::bind(app, address).await?;
     let address = server.local_addr()?;
+    let stop = stop_on_signal()?;
     say(&format!(
         "identity {} serves gRPC and REST on {address}\n  store  {store}\n  limits counted in process\n  mail   {mail}\n  docs   http://{}/api/docs/",
         env!("CARGO_PKG_VERSION"),
         reachable(address),
     ))?;
-    let stop = CancellationToken::new();
-    tokio::spawn(stop_on_signal(stop.clone()));
     Ok(server.run(stop).await?)
 }
 
-async fn stop_on_signal(stop: CancellationToken) {
-    let terminated = async {
-        #[cfg(unix)]
-        if let Ok(mut signal) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            signal.recv().await;
-            return;
+/// What SIGTERM and SIGINT cancel. They are heard from here on, and no longer end the process by themselves.
+fn stop_on_signal() -> std::io::Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        () = terminated => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
-    tracing::info!("stopping: no new calls, those under way may finish");
-    stop.cancel();
+        tracing::info!("stopping: no new calls, those under way may finish");
+        stopped.cancel();
+    });
+    Ok(stop)
 }
 
 async fn migrate() -> Result<(), Failure> {
     let config = configured()?;
     let db = connect(&config).await?;
-    let applied = db.migrate().await?;
+    let applied = db.migrate().await.map_err(|error| at(&config, &error))?;
     db.close().await;
     match applied.as_slice() {
         [] => say("nothing to do: the schema is up to date")?,
@@ -155,9 +156,9 @@ async fn create_superuser(email: &str) -> Result<(), Failure> {
         None => ask_for_password()?,
     };
     let password =
-        Password::parse_new(password.expose_secret(), &[email.as_str()]).map_err(|reasons| reasons.join(" "))?;
+        Password::parse_new(password.expose_secret(), &[email.as_str()]).map_err(|reasons| reasons.join("\n  "))?;
     let db = connect(&config).await?;
-    db.migrate().await?;
+    db.migrate().await.map_err(|error| at(&config, &error))?;
     let mailer = Mailer::new(&config.mail)?;
     let app = App::new(config, Clock::System, db, mailer).await?;
     let made = app.create_superuser(&email, password).await;
@@ -237,7 +238,10 @@ fn configured() -> Result<Config, Failure> {
 async fn connect(config: &Config) -> Result<Db, Cause> {
     let database = &config.database;
     let url = match &database.store {
-        Store::Sqlite { path } => format!("sqlite://{}", path.display()),
+        // Encoded, since a folder may be called anything, `100%?` included.
+        Store::Sqlite { path } => {
+            format!("sqlite:{}", percent_encode(path.as_os_str().as_encoded_bytes(), NON_ALPHANUMERIC))
+        }
         Store::Postgres { url, .. } => url.expose_secret().to_owned(),
     };
     let options = DbOptions {
@@ -246,7 +250,12 @@ async fn connect(config: &Config) -> Result<Db, Cause> {
         max_age: database.connection_max_age,
         ..DbOptions::default()
     };
-    Ok(Db::connect(&options).await?)
+    Db::connect(&options).await.map_err(|error| at(config, &error))
+}
+
+/// An error of the database, with its place: an operator may have several.
+fn at(config: &Config, error: &Error) -> Cause {
+    format!("{}: {}", config.database.store, api::status::Chain(error)).into()
 }
 
 /// An address to call the service at that listens there.

@@ -44,7 +44,7 @@ impl SecretKey {
         key
     }
 
-    /// Enough to compare two keys by, and too little to find one: see [`fingerprint`].
+    /// Enough to compare two keys by, and too little to find one: 16 digits of its SHA-256.
     pub fn fingerprint(&self) -> String {
         fingerprint(self.expose())
     }

@@ -580,13 +580,19 @@ fn http(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Http {
 }
 
 fn hashing(r: &mut Reader<impl Fn(&str) -> Option<String>>, debug: bool) -> Hashing {
-    const GIB_IN_KIB: u32 = 1024 * 1024;
+    // What the domain's `Argon2Params` allow: no login may take the machine away.
+    const MOST_MEMORY: u32 = 256 * 1024;
+    const MOST_WORK: u64 = 1024 * 1024;
     let parallelism = r.number(&variables::ARGON2_PARALLELISM, 1..=16);
     // Beneath OWASP's recommendation only where nothing is at stake; argon2 itself wants 8 KiB a lane.
     let (least_memory, least_iterations) = if debug { (8 * parallelism, 1) } else { (19_456, 2) };
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    let memory_kib = r.number(&variables::ARGON2_MEMORY_KIB, least_memory..=GIB_IN_KIB);
+    let memory_kib = r.number(&variables::ARGON2_MEMORY_KIB, least_memory..=MOST_MEMORY);
     let iterations = r.number(&variables::ARGON2_ITERATIONS, least_iterations..=100);
+    if u64::from(memory_kib) * u64::from(iterations) > MOST_WORK {
+        let wrong = format!("is too many: times ARGON2_MEMORY_KIB it must be at most {MOST_WORK}");
+        r.mistake(&variables::ARGON2_ITERATIONS, wrong);
+    }
     let threads = r.value_or(&variables::HASH_THREADS, cores, |text| parse::number(text, &(1..=1024)));
     let queue = r.value_or(&variables::HASH_QUEUE, 64 * threads, |text| parse::number(text, &(1..=1_000_000)));
     Hashing { memory_kib, iterations, parallelism, threads, queue }

@@ -232,7 +232,7 @@ impl App {
         .await
     }
 
-    /// Marks a session as over and tells the feed, within `tx`. The answer is for [`Revocations::apply`], after the commit.
+    /// Marks a session as over and tells the feed, within `tx`. The answer is for `Revocations::apply`, after the commit.
     async fn end_session(&self, tx: &Tx, id: Uuid, now: DateTime<Utc>) -> Result<Revocation> {
         session::Entity::update_many()
             .col_expr(session::Column::RevokedAt, Expr::value(now))

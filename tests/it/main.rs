@@ -9,10 +9,19 @@
 )]
 
 mod avatar;
+mod cli;
 mod config;
+mod examples;
 mod harness;
+mod limits;
 mod migrations;
 mod operations;
 mod password;
+mod profile;
+mod registration;
+mod revocations;
 mod session;
+mod shutdown;
+mod token;
+mod user;
 mod verification;

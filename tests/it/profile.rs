@@ -12,6 +12,7 @@ use crate::harness::{
     actor::{Outcome, outcome_of, outcome_of_status},
     everywhere, on_each_store,
 };
+use crate::user::user_id;
 
 const CONTROL: &str = "Control characters are not allowed.";
 
@@ -21,7 +22,7 @@ async fn patch(actor: &Actor, face: Face, fields: Value) -> Outcome {
 
 /// What is stored of a user.
 async fn stored(service: &Service, actor: &Actor) -> (user::Model, profile::Model) {
-    let found = user::Entity::find_by_id(actor.user_id()).find_also_related(profile::Entity);
+    let found = user::Entity::find_by_id(user_id(actor)).find_also_related(profile::Entity);
     let (user, profile) = found.one(service.app.db.reader()).await.unwrap().unwrap();
     (user, profile.unwrap())
 }
@@ -37,14 +38,14 @@ async fn a_new_profile_shows_every_documented_key() {
             mine,
             json!({
                 "id": mine["id"].as_i64().unwrap(),
-                "user": { "id": user.user_id(), "email": "user@example.com", "first_name": "Jane", "last_name": "Doe" },
+                "user": { "id": user_id(&user), "email": "user@example.com", "first_name": "Jane", "last_name": "Doe" },
                 "avatar": null, "bio": "", "is_public": true, "timezone": "UTC", "streak_visibility": true,
                 "roles": ["User"],
             })
         );
         let other = service.user("other@example.com").await;
         let seen =
-            other.call(face, "ProfileService.GetProfile", json!({ "user_id": user.user_id() })).await.expect(200);
+            other.call(face, "ProfileService.GetProfile", json!({ "user_id": user_id(&user) })).await.expect(200);
         assert!(seen.get("streak_visibility").is_none_or(Value::is_null), "the owner's alone: {seen}");
     })
     .await;
@@ -190,7 +191,7 @@ async fn over_rest_unknown_keys_are_ignored_and_wrong_types_are_not() {
 async fn a_private_profile_leaves_the_directory_and_comes_back() {
     everywhere(async |service, face| {
         let [user, other] = [service.user("user@example.com").await, service.user("other@example.com").await];
-        let look = || other.call(face, "UserService.GetUser", json!({ "id": user.user_id() }));
+        let look = || other.call(face, "UserService.GetUser", json!({ "id": user_id(&user) }));
         for (is_public, status) in [(false, 404), (true, 200)] {
             patch(&user, face, json!({ "is_public": is_public })).await.expect(200);
             let (row, profile) = stored(service, &user).await;

@@ -8,6 +8,7 @@ use sea_orm::ConnectionTrait;
 use serde_json::{Value, json};
 
 use crate::harness::{Actor, Face, PASSWORD, Service, Store, actor::claims, everywhere, on_each_store};
+use crate::user::{set_flags, user_id};
 
 /// Asks until the answer is yes, for a second at most.
 #[track_caller]
@@ -37,18 +38,18 @@ async fn a_changed_role_counts_for_tokens_that_are_out_already() {
         let hidden = service.user("hidden@example.com").await;
         hidden.call(face, "ProfileService.UpdateMyProfile", json!({ "is_public": false })).await.expect(200);
         let look = async |actor: &Actor| {
-            actor.call(face, "UserService.GetUser", json!({ "id": hidden.user_id() })).await.status
+            actor.call(face, "UserService.GetUser", json!({ "id": user_id(&hidden) })).await.status
         };
         assert_eq!((look(&user).await, look(&there).await), (404, 404));
 
-        service.set_flags(user.user_id(), &[(Column::IsModerator, true), (Column::IsVerified, true)]).await;
+        set_flags(service, user_id(&user), &[(Column::IsModerator, true), (Column::IsVerified, true)]).await;
         assert_eq!(look(&user).await, 200);
         within_a_second(async || look(&there).await == 200).await;
         let told = looked_into(&there, face).await.unwrap();
         assert_eq!((&told["roles"], &told["is_verified"]), (&json!(["Moderator"]), &json!(true)));
         assert_eq!(told["permissions"], json!(["moderate_content", "manage_disputes"]));
 
-        service.set_flags(user.user_id(), &[(Column::IsModerator, false)]).await;
+        set_flags(service, user_id(&user), &[(Column::IsModerator, false)]).await;
         assert_eq!(look(&user).await, 404);
         // It is looked up already: the change counts without a wait.
         assert_eq!(look(&there).await, 404);
@@ -63,7 +64,7 @@ async fn a_deactivated_user_is_out_everywhere() {
         let replica = service.replica().await;
         let user = service.user("user@example.com").await;
         let there = user.at(replica.address);
-        service.set_flags(user.user_id(), &[(Column::IsActive, false)]).await;
+        set_flags(service, user_id(&user), &[(Column::IsActive, false)]).await;
         assert_eq!(looked_into(&user, face).await, Err(401));
         within_a_second(async || looked_into(&there, face).await == Err(401)).await;
         for actor in [&user, &there] {
@@ -83,7 +84,7 @@ async fn a_deactivated_user_is_out_everywhere() {
 async fn a_role_changed_an_hour_ago_is_in_the_token_itself() {
     on_each_store(async |service| {
         let user = service.user("user@example.com").await;
-        service.set_flags(user.user_id(), &[(Column::IsSeller, true)]).await;
+        set_flags(service, user_id(&user), &[(Column::IsSeller, true)]).await;
         let login = service.login("user@example.com").await;
         assert_eq!(claims(login.access_token.as_deref().unwrap())["roles"], json!(["Seller"]));
         let refresh = json!({ "refresh_token": user.refresh_token });

@@ -21,6 +21,7 @@ use crate::harness::{
     actor::{Outcome, claims, outcome_of},
     everywhere, on_each_store,
 };
+use crate::user::{set_flags, user_id};
 
 async fn login(service: &Service, face: Face, email: &str, password: &str) -> Outcome {
     let credentials = json!({ "email": email, "password": password });
@@ -84,8 +85,7 @@ async fn a_login_begins_a_session_of_its_own() {
 async fn a_login_answers_as_documented() {
     everywhere(async |service, face| {
         let user = service.user("user@example.com").await;
-        service
-            .set_flags(user.user_id(), &[(user::Column::IsFreelancer, true), (user::Column::IsVerified, true)])
+        set_flags(service, user_id(&user), &[(user::Column::IsFreelancer, true), (user::Column::IsVerified, true)])
             .await;
         let mut answer = login(service, face, " User@Example.com", PASSWORD).await.expect(200);
         for token in ["access_token", "refresh_token"] {
@@ -96,7 +96,7 @@ async fn a_login_answers_as_documented() {
             json!({
                 "access_token": null, "refresh_token": null,
                 "user": {
-                    "id": user.user_id(), "email": "user@example.com", "first_name": "Jane", "last_name": "Doe",
+                    "id": user_id(&user), "email": "user@example.com", "first_name": "Jane", "last_name": "Doe",
                     "is_active": true, "is_verified": true, "roles": ["User", "Freelancer"],
                 },
             })
@@ -111,7 +111,7 @@ async fn a_login_that_fails_says_why_as_documented() {
     on_each_store(async |service| {
         service.user("user@example.com").await;
         let gone = service.user("gone@example.com").await;
-        service.set_flags(gone.user_id(), &[(user::Column::IsActive, false)]).await;
+        set_flags(service, user_id(&gone), &[(user::Column::IsActive, false)]).await;
         store_password(service, "gone@example.com", &stored_password(service, "user@example.com").await).await;
         let bad = json!({ "error": "Invalid credentials", "detail": NO_ACCOUNT });
         let cases = [
@@ -264,7 +264,7 @@ async fn a_spent_refresh_token_ends_the_session() {
         let trail = audit_trail(service).await;
         let thefts: Vec<_> = trail.iter().filter(|event| event.kind == "session.refresh_token_reused").collect();
         assert_eq!(thefts.len(), 1, "recorded, and once: {trail:?}");
-        assert_eq!((thefts[0].user_id, thefts[0].actor_id), (Some(user.user_id()), None), "nobody knows who it was");
+        assert_eq!((thefts[0].user_id, thefts[0].actor_id), (Some(user_id(&user)), None), "nobody knows who it was");
     })
     .await;
 }
@@ -438,7 +438,7 @@ async fn the_audit_trail_tells_who_did_what_from_where() {
         let kinds: Vec<_> = trail.iter().map(|event| event.kind.as_str()).collect();
         assert_eq!(kinds, ["user.registered", "session.began", "session.began", "session.ended"]);
         for event in &trail {
-            assert_eq!((event.actor_id, event.user_id), (Some(user.user_id()), Some(user.user_id())), "{event:?}");
+            assert_eq!((event.actor_id, event.user_id), (Some(user_id(&user)), Some(user_id(&user))), "{event:?}");
             assert_eq!((event.ip.as_deref(), event.created_at), (Some("127.0.0.1"), service.clock.now()));
         }
         let ids: Vec<_> = trail[1..].iter().map(|event| event.request_id.clone()).collect();

@@ -1,14 +1,39 @@
 //! Users: who sees whom, and how much of them.
 
-use identity::entity::user::Column;
+use identity::{
+    entity::user::{self, Column},
+    revocations::Revocation,
+};
 use reqwest::Method;
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, sea_query::Expr};
 use serde_json::{Value, json};
 
 use crate::harness::{
     Actor, Face, Service, Store,
-    actor::{Outcome, outcome_of},
+    actor::{Outcome, claims, outcome_of},
     everywhere, on_each_store,
 };
+
+/// Whom the actor's token names.
+pub fn user_id(actor: &Actor) -> i64 {
+    let claims = claims(actor.access_token.as_deref().expect("a token"));
+    claims["user_id"].as_str().unwrap().parse().unwrap()
+}
+
+/// Changes flags of a user, and tells the other replicas by a row of the feed, in one transaction.
+pub async fn set_flags(service: &Service, user_id: i64, flags: &[(Column, bool)]) {
+    let now = service.clock.now();
+    let tx = service.app.db.begin().await.unwrap();
+    let mut update = user::Entity::update_many().filter(Column::Id.eq(user_id));
+    for (column, value) in flags {
+        update = update.col_expr(*column, Expr::value(*value));
+    }
+    assert_eq!(update.exec(&tx).await.unwrap().rows_affected, 1, "there is no user {user_id}");
+    let changed = Revocation::of_user(user_id, now + service.app.keys.access_lifetime());
+    let changed = changed.write(&tx, now).await.unwrap();
+    tx.commit().await.unwrap();
+    service.app.revocations.apply(changed);
+}
 
 async fn get(actor: &Actor, face: Face, id: i64) -> Outcome {
     actor.call(face, "UserService.GetUser", json!({ "id": id })).await
@@ -24,8 +49,8 @@ fn keys(object: &Value) -> Vec<&str> {
 async fn a_user_is_shown_with_every_documented_key() {
     everywhere(async |service, face| {
         let user = service.user("user@example.com").await;
-        let id = user.user_id();
-        service.set_flags(id, &[(Column::IsFreelancer, true), (Column::IsSeller, true)]).await;
+        let id = user_id(&user);
+        set_flags(service, id, &[(Column::IsFreelancer, true), (Column::IsSeller, true)]).await;
         let joined = service.clock.now().to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
         let mut answer = get(&user, face, id).await.expect(200);
         for time in ["date_joined", "updated_at"] {
@@ -49,7 +74,7 @@ async fn a_user_is_shown_with_every_documented_key() {
 async fn who_sees_whom() {
     everywhere(async |service, face| {
         let [user, moderator] = [service.user("user@example.com").await, service.user("moderator@example.com").await];
-        service.set_flags(moderator.user_id(), &[(Column::IsModerator, true)]).await;
+        set_flags(service, user_id(&moderator), &[(Column::IsModerator, true)]).await;
         let admin = service.admin("admin@example.com").await;
         let [public, private, inactive] = [
             service.user("Public@example.com").await,
@@ -58,7 +83,7 @@ async fn who_sees_whom() {
         ];
         let hide = json!({ "is_public": false });
         private.call(face, "ProfileService.UpdateMyProfile", hide).await.expect(200);
-        service.set_flags(inactive.user_id(), &[(Column::IsActive, false), (Column::Listed, false)]).await;
+        set_flags(service, user_id(&inactive), &[(Column::IsActive, false), (Column::Listed, false)]).await;
 
         let seen = [
             (&user, &public, Some("P***@example.com")),
@@ -74,7 +99,7 @@ async fn who_sees_whom() {
             (&admin, &inactive, Some("inactive@example.com")),
         ];
         for (n, (viewer, viewed, email)) in seen.into_iter().enumerate() {
-            let id = viewed.user_id();
+            let id = user_id(viewed);
             let user = get(viewer, face, id).await;
             let profile = viewer.call(face, "ProfileService.GetProfile", json!({ "user_id": id })).await;
             if let Some(email) = email {
@@ -88,7 +113,7 @@ async fn who_sees_whom() {
                 assert_eq!((profile.status, profile.text), (404, nobody.text), "case {n}");
             }
         }
-        get(&service.anonymous(), face, public.user_id()).await.expect(401);
+        get(&service.anonymous(), face, user_id(&public)).await.expect(401);
     })
     .await;
 }
@@ -99,7 +124,7 @@ async fn a_directory_may_show_addresses_in_full() {
         let service = Service::start_with(store, &[("DIRECTORY_EMAILS", "full")]).await;
         let [user, other] = [service.user("user@example.com").await, service.user("other@example.com").await];
         for face in Face::ALL {
-            assert_eq!(get(&user, face, other.user_id()).await.expect(200)["email"], "other@example.com");
+            assert_eq!(get(&user, face, user_id(&other)).await.expect(200)["email"], "other@example.com");
         }
         service.stop().await;
     }

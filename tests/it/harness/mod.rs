@@ -2,6 +2,7 @@
 
 pub mod actor;
 pub mod postgres;
+pub mod process;
 pub mod service;
 pub mod stores;
 

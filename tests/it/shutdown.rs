@@ -1,0 +1,192 @@
+//! The end of the service: asked for, or not.
+
+use std::{fs, time::Duration};
+
+use reqwest::Method;
+use rustix::process::{Pid, Signal};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+use crate::harness::{
+    Face, PASSWORD,
+    process::{Installation, Serving},
+};
+
+/// The end of a service that has nothing left to do.
+const PROMPT: Duration = Duration::from_secs(2);
+/// What the calls under way get, and a little for the rest of the work.
+const BOUND: Duration = Duration::from_secs(18);
+
+async fn connect(service: &Serving<'_>) -> TcpStream {
+    TcpStream::connect(service.address).await.unwrap()
+}
+
+/// Reads until the text ends so, or the connection does.
+async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut text = Vec::new();
+    while !text.ends_with(end.as_bytes()) {
+        match stream.read_u8().await {
+            Ok(byte) => text.push(byte),
+            Err(_) => break,
+        }
+    }
+    String::from_utf8(text).unwrap()
+}
+
+/// A registration whose body is still to come. The service works at it: it has asked for the body.
+async fn begin_a_registration(service: &Serving<'_>, body: &str) -> TcpStream {
+    let mut stream = connect(service).await;
+    let head = format!(
+        "POST /api/auth/register/ HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\nexpect: 100-continue\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    assert_eq!(read_until(&mut stream, "\r\n\r\n").await, "HTTP/1.1 100 Continue\r\n\r\n");
+    stream
+}
+
+/// Waits until nobody can connect any more.
+async fn refused(service: &Serving<'_>) {
+    let refused = async {
+        while TcpStream::connect(service.address).await.is_ok() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(BOUND / 4, refused).await.expect("it still takes connections");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_under_way_is_answered_while_new_ones_are_refused() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let installation = Installation::new();
+        let mut service = installation.serve().await;
+        let body = json!({ "email": "user@example.com", "password": PASSWORD }).to_string();
+        let mut call = begin_a_registration(&service, &body).await;
+
+        service.signal(signal);
+        refused(&service).await;
+        call.write_all(body.as_bytes()).await.unwrap();
+        let answer = read_until(&mut call, "\r\n\r\n").await.to_lowercase();
+        assert!(answer.starts_with("http/1.1 201"), "{answer}");
+        assert!(answer.contains("connection: close"), "{answer}");
+        assert_eq!(service.exit_code(BOUND).await, Some(0), "after {signal:?}: {}", service.log());
+
+        // And what it answered is true.
+        let service = installation.serve().await;
+        let login = json!({ "email": "user@example.com", "password": PASSWORD });
+        service.anonymous().call(Face::Rest, "AuthService.Login", login).await.expect(200);
+    }
+}
+
+/// What the threads that hash have computed so far, in ticks of the kernel's clock.
+fn hashing_time(pid: Pid) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).unwrap();
+    threads
+        .filter_map(|thread| fs::read_to_string(thread.unwrap().path().join("stat")).ok())
+        .filter(|stat| stat.contains("(hash-"))
+        // proc(5): the name is the second field, utime the 14th.
+        .map(|stat| stat.rsplit(") ").next().unwrap().split(' ').nth(11).unwrap().parse::<u64>().unwrap())
+        .sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logins_whose_passwords_are_being_hashed_are_answered() {
+    let slow_hashes = [("ARGON2_ITERATIONS", "50"), ("HASH_THREADS", "1")];
+    let installation = Installation::with(&slow_hashes);
+    let mut service = installation.serve().await;
+    let account = json!({ "email": "user@example.com", "password": PASSWORD });
+    service.anonymous().call(Face::Rest, "AuthService.Register", account.clone()).await.expect(201);
+
+    let before = hashing_time(service.pid());
+    let logins = [Face::Rest, Face::Grpc, Face::Rest, Face::Grpc].map(|face| {
+        let (anonymous, account) = (service.anonymous(), account.clone());
+        tokio::spawn(async move { anonymous.call(face, "AuthService.Login", account).await })
+    });
+    while hashing_time(service.pid()) == before {
+        assert!(!logins.iter().all(JoinHandle::is_finished), "nothing was hashed");
+        sleep(Duration::from_millis(5)).await;
+    }
+    // Those that wait for the one thread came in as well.
+    sleep(Duration::from_millis(100)).await;
+    service.signal(Signal::TERM);
+    refused(&service).await;
+    assert!(!logins.iter().all(JoinHandle::is_finished), "the hashes were too quick to tell");
+    for login in logins {
+        login.await.unwrap().expect(200);
+    }
+    assert_eq!(service.exit_code(BOUND).await, Some(0), "{}", service.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_do_not_hold_up_the_end() {
+    let installation = Installation::new();
+    let mut service = installation.serve().await;
+    // HTTP/1.1 kept alive, HTTP/2 with nothing under way, and one that never said a word.
+    let mut kept_alive = connect(&service).await;
+    kept_alive.write_all(b"GET /api/health/ HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    assert!(read_until(&mut kept_alive, "}").await.starts_with("HTTP/1.1 200"));
+    let http2 = service.anonymous();
+    http2.call(Face::Grpc, "ProfileService.GetMyProfile", json!({})).await.expect(401);
+    let silent = connect(&service).await;
+
+    service.signal(Signal::TERM);
+    assert_eq!(service.exit_code(PROMPT).await, Some(0), "{}", service.log());
+    assert_eq!(read_until(&mut kept_alive, "}").await, "", "the connection was closed");
+    drop((http2, silent));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_never_finish_are_cut_off() {
+    let installation = Installation::new();
+    let mut service = installation.serve().await;
+    let body_to_come = begin_a_registration(&service, "{}").await;
+    let mut head_to_come = connect(&service).await;
+    head_to_come.write_all(b"GET /api/health/ HTTP/1.1\r\nhost: loc").await.unwrap();
+    // HTTP/2 (RFC 9113 §3.4) that says hello and then answers nothing, no ping either.
+    let mut deaf = connect(&service).await;
+    deaf.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    deaf.read_u8().await.unwrap();
+
+    service.signal(Signal::TERM);
+    assert_eq!(service.exit_code(BOUND).await, Some(0), "{}", service.log());
+    drop((body_to_come, head_to_come, deaf));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_on_the_heels_of_the_greeting_ends_it_in_order() {
+    let installation = Installation::new();
+    for _ in 0..20 {
+        let mut service = installation.serve().await;
+        service.signal(Signal::TERM);
+        assert_eq!(service.exit_code(BOUND).await, Some(0), "{}", service.log());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_outlives_a_kill() {
+    let installation = Installation::with(&[("RATE_LIMIT_REGISTER", "off")]);
+    for round in 0..20 {
+        let service = installation.serve().await;
+        let mut user = service.anonymous();
+        let account = json!({ "email": format!("user{round}@example.com"), "password": PASSWORD });
+        let registered = user.call(Face::Rest, "AuthService.Register", account).await.expect(201);
+        user.take_tokens(&registered);
+        let bio = json!({ "bio": format!("round {round}") });
+        user.call(Face::Rest, "ProfileService.UpdateMyProfile", bio.clone()).await.expect(200);
+        service.kill();
+
+        let service = installation.serve().await;
+        let profile =
+            user.at(service.address).call(Face::Rest, "ProfileService.GetMyProfile", json!({})).await.expect(200);
+        assert_eq!(profile["bio"], bio["bio"]);
+        assert_eq!(profile["user"]["id"], registered["id"]);
+        assert_eq!(user.at(service.address).request(Method::GET, "/api/health/").send().await.unwrap().status(), 200);
+        service.kill();
+    }
+}
