@@ -183,7 +183,9 @@ impl FromValue for i64 {
     }
 
     fn from_text(text: &str) -> Result<Self, &'static str> {
-        text.parse().map_err(|_| "A valid integer is required.")
+        // Digits, and at most a minus: `+1` would be a second name for what is at `1`.
+        let is_plain = !text.starts_with('+');
+        text.parse().ok().filter(|_| is_plain).ok_or("A valid integer is required.")
     }
 }
 

@@ -44,6 +44,7 @@ pub const NOT_YET: &[&str] = &[
     "SECURE_HSTS_INCLUDE_SUBDOMAINS",
     "SECURE_HSTS_SECONDS",
     "SECURE_SSL_REDIRECT",
+    "SELF_SERVICE_ROLES",
 ];
 
 /// The configuration in force. Its `Debug` shows no secret.

@@ -6,6 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::future::join_all;
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, ColumnTrait, Condition, EntityTrait, ExprTrait, QueryFilter, QueryOrder,
     QuerySelect, QueryTrait, sea_query::Expr,
@@ -113,11 +114,12 @@ impl App {
     /// Sends what is due, as much as one claim takes; whether there was any.
     async fn deliver_due(&self) -> Result<bool> {
         let claimed = self.claim().await?;
-        for row in &claimed {
+        // All at once, so that one that hangs doesn't keep the others until their lease is over.
+        let settled = join_all(claimed.iter().map(async |row| {
             let attempt = tokio::time::timeout(ATTEMPT_TIMEOUT, self.deliver(row)).await;
-            let sent = attempt.unwrap_or_else(|late| Err(late.into()));
-            self.settle(row, sent).await?;
-        }
+            self.settle(row, attempt.unwrap_or_else(|late| Err(late.into()))).await
+        }));
+        settled.await.into_iter().collect::<Result<()>>()?;
         Ok(!claimed.is_empty())
     }
 
@@ -138,7 +140,7 @@ impl App {
             return Ok(Vec::new());
         }
         let tx = self.db.begin().await?;
-        let claimed = outbox::Entity::update_many()
+        let mut claimed = outbox::Entity::update_many()
             .col_expr(outbox::Column::LeasedUntil, Expr::value(now + LEASE))
             .col_expr(outbox::Column::Attempts, Expr::col(outbox::Column::Attempts).add(1))
             .filter(outbox::Column::Id.in_subquery(due.into_query()))
@@ -147,6 +149,7 @@ impl App {
             .exec_with_returning(&tx)
             .await?;
         tx.commit().await?;
+        claimed.sort_by_key(|row| row.id);
         Ok(claimed)
     }
 

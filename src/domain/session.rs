@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     app::App,
-    config::NeedsVerified,
+    config::{NeedsVerified, Privacy},
     db::Tx,
     domain::{
         audit::Event,
@@ -74,7 +74,12 @@ impl App {
             let known = known.one(self.db.reader()).await?;
             let stored = known.as_ref().map_or_else(|| self.decoy.clone(), |user| user.password.clone());
             let (verdict, upgraded) = self.check_password(stored, Arc::clone(&password)).await?;
-            let Some(user) = known else { return Err(Error::NotFound(Resource::User)) };
+            let Some(user) = known else {
+                return Err(match self.config.accounts.privacy {
+                    Privacy::Documented => Error::NotFound(Resource::User),
+                    Privacy::Strict => Error::Unauthenticated(AuthFailure::BadCredentials),
+                });
+            };
             if verdict == Verdict::Wrong || !user.is_active {
                 return Err(Error::Unauthenticated(AuthFailure::BadCredentials));
             }
@@ -240,7 +245,7 @@ impl App {
             .filter(session::Column::RevokedAt.is_null())
             .exec(tx)
             .await?;
-        Revocation::of_session(id, now + self.keys.access_lifetime()).write(tx, now).await
+        Revocation::of_session(id, self.keys.last_access_expiry(now)).write(tx, now).await
     }
 
     /// Whom a token stands for, if it is worth anything now.

@@ -134,9 +134,9 @@ impl Keys {
         }
     }
 
-    /// How long an access token lives.
-    pub fn access_lifetime(&self) -> Duration {
-        self.access_lifetime
+    /// When the last access token is over that any replica made before `now`, by whichever of their clocks.
+    pub fn last_access_expiry(&self, now: DateTime<Utc>) -> DateTime<Utc> {
+        now + self.access_lifetime + Duration::minutes(1)
     }
 
     /// When the refresh token runs out that is issued at `now`.

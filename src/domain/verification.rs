@@ -209,7 +209,7 @@ impl App {
             .exec(&tx)
             .await?;
         // The tokens that are out say that the address is not verified.
-        let changed = Revocation::of_user(owner.id, now + self.keys.access_lifetime()).write(&tx, now).await?;
+        let changed = Revocation::of_user(owner.id, self.keys.last_access_expiry(now)).write(&tx, now).await?;
         self.audit(&tx, Event::EmailVerified, call, owner.id).await?;
         tx.commit().await?;
         self.revocations.apply(changed);

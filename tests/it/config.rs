@@ -309,7 +309,7 @@ fn what_this_release_ignores_is_warned_of_only_when_it_would_matter() {
             "GRPC_ADDR" => "0.0.0.0:9000",
             "ACCEPT_SIMPLEJWT_UNTIL" => "2027-01-31T00:00:00Z",
             "CORS_ALLOWED_ORIGINS" | "NOTIFICATION_SERVICE_URL" => "https://example.com",
-            "EMAIL_HOST" => "mail.example.com",
+            "SELF_SERVICE_ROLES" => "seller",
             _ => "true",
         };
         let config = loaded(&[(name, value)]);

@@ -106,7 +106,7 @@ async fn a_row_that_is_committed_late_is_not_overlooked() {
     let session =
         |actor: &Actor| claims(actor.access_token.as_deref().unwrap())["sid"].as_str().unwrap().parse().unwrap();
     let now = service.clock.now();
-    let until = now + service.app.keys.access_lifetime();
+    let until = service.app.keys.last_access_expiry(now);
 
     let slow = service.app.db.begin().await.unwrap();
     Revocation::of_session(session(&late), until).write(&slow, now).await.unwrap();

@@ -17,7 +17,7 @@ use sea_orm::{ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, Pagi
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Actor, Face, PASSWORD, Service,
+    Actor, Face, PASSWORD, Service, Store,
     actor::{Outcome, claims, outcome_of},
     everywhere, on_each_store,
 };
@@ -451,4 +451,23 @@ async fn the_audit_trail_tells_who_did_what_from_where() {
         assert_eq!(sessions.count(service.app.db.reader()).await.unwrap(), 1);
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_strict_privacy_an_unknown_address_is_told_what_a_wrong_password_is() {
+    for store in Store::all() {
+        for face in Face::ALL {
+            let service = Service::start_with(store, &[("AUTH_PRIVACY", "strict")]).await;
+            service.user("user@example.com").await;
+            let login = async |email: &str| {
+                let login = json!({ "email": email, "password": "wr0ng-Password" });
+                let outcome = service.anonymous().call(face, "AuthService.Login", login).await;
+                (outcome.status, outcome.text, outcome.reason)
+            };
+            let wrong = login("user@example.com").await;
+            assert_eq!(wrong.0, 401);
+            assert_eq!(login("nobody@example.com").await, wrong);
+            service.stop().await;
+        }
+    }
 }

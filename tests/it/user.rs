@@ -29,7 +29,7 @@ pub async fn set_flags(service: &Service, user_id: i64, flags: &[(Column, bool)]
         update = update.col_expr(*column, Expr::value(*value));
     }
     assert_eq!(update.exec(&tx).await.unwrap().rows_affected, 1, "there is no user {user_id}");
-    let changed = Revocation::of_user(user_id, now + service.app.keys.access_lifetime());
+    let changed = Revocation::of_user(user_id, service.app.keys.last_access_expiry(now));
     let changed = changed.write(&tx, now).await.unwrap();
     tx.commit().await.unwrap();
     service.app.revocations.apply(changed);
@@ -144,9 +144,17 @@ async fn an_id_that_nobody_can_have_is_not_found() {
     .await;
     on_each_store(async |service| {
         let user = service.user("user@example.com").await;
-        for id in
-            ["9223372036854775808", "100000000000000000000", "-9223372036854775809", "abc", "1.0", "1e0", "%00", "١"]
-        {
+        for id in [
+            "9223372036854775808",
+            "100000000000000000000",
+            "-9223372036854775809",
+            "abc",
+            "+1",
+            "1.0",
+            "1e0",
+            "%00",
+            "١",
+        ] {
             for path in [format!("/api/users/{id}/"), format!("/api/users/{id}"), format!("/api/profile/{id}/")] {
                 let outcome = outcome_of(user.request(Method::GET, &path).send().await.unwrap()).await;
                 assert_eq!(outcome.status, 404, "{path}: {outcome:?}");
