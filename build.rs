@@ -13,7 +13,6 @@ mod transcode;
 use std::{env, fs, path::PathBuf};
 
 use contract::{Contract, Result};
-use prost_reflect::Kind;
 
 const PACKAGE: &str = "identity.v1";
 
@@ -49,13 +48,14 @@ fn grpc(contract: &Contract, descriptors: prost_types::FileDescriptorSet) -> Res
     for message in contract.answers() {
         builder = builder.message_attribute(format!(".{}", message.full_name()), "#[derive(serde::Serialize)]");
         for field in message.fields() {
-            let attribute = match field.kind() {
-                _ if contract::is_grpc_only(&field) => "#[serde(skip)]",
-                _ if contract::is_omitted_when_unset(&field) => "#[serde(skip_serializing_if = \"Option::is_none\")]",
-                Kind::Message(m) if m.full_name() == "google.protobuf.Timestamp" => {
-                    "#[serde(serialize_with = \"crate::api::rest::rfc3339\")]"
-                }
-                _ => continue,
+            let attribute = if contract::is_grpc_only(&field) {
+                "#[serde(skip)]"
+            } else if contract::is_omitted_when_unset(&field) {
+                "#[serde(skip_serializing_if = \"Option::is_none\")]"
+            } else if contract::is_timestamp(&field) {
+                "#[serde(serialize_with = \"crate::api::rest::rfc3339\")]"
+            } else {
+                continue;
             };
             builder = builder.field_attribute(format!(".{}", field.full_name()), attribute);
         }

@@ -76,10 +76,11 @@ impl Contract {
         Ok(contract)
     }
 
-    /// The messages that some rpc answers with, and those inside them: what is written as JSON.
+    /// The messages that a REST route answers with, and those inside them: what is written as JSON.
     pub fn answers(&self) -> Vec<MessageDescriptor> {
         let mut found: Vec<MessageDescriptor> = Vec::new();
-        let mut open: Vec<_> = self.rpcs().map(|rpc| rpc.descriptor.output()).collect();
+        let mut open: Vec<_> =
+            self.rpcs().filter(|rpc| rpc.route.is_some()).map(|rpc| rpc.descriptor.output()).collect();
         while let Some(message) = open.pop() {
             if found.contains(&message) || !self.messages.contains(&message) {
                 continue;
@@ -104,16 +105,34 @@ impl Contract {
         self.services.iter().flat_map(|s| &s.rpcs)
     }
 
+    /// Two routes that the router would take for one, and two operations of one name in the OpenAPI document.
     fn refuse_clashing_routes(&self) -> Result<()> {
-        let mut seen: Vec<(&str, &str, &str)> = Vec::new();
+        let mut seen: Vec<(&Rpc, &Route)> = Vec::new();
         for rpc in self.rpcs() {
             let Some(route) = &rpc.route else { continue };
-            if let Some((_, _, other)) = seen.iter().find(|(v, p, _)| *v == route.verb && *p == route.path) {
-                return Err(refusal(&rpc.descriptor, &format!("its route is that of {other} already")));
+            for (other, taken) in &seen {
+                let name = other.descriptor.full_name();
+                if taken.shape() == route.shape() && taken.verb == route.verb {
+                    return Err(refusal(&rpc.descriptor, &format!("its route is that of {name} already")));
+                }
+                if taken.shape() == route.shape() && taken.path != route.path {
+                    return Err(refusal(&rpc.descriptor, &format!("its path is that of {name}, spelled otherwise")));
+                }
+                if other.descriptor.name() == rpc.descriptor.name() {
+                    return Err(refusal(&rpc.descriptor, &format!("{name} has the same name, and a route too")));
+                }
             }
-            seen.push((route.verb, &route.path, rpc.descriptor.full_name()));
+            seen.push((rpc, route));
         }
         Ok(())
+    }
+}
+
+impl Route {
+    /// The path as a router tells it from others: whatever its variables are called, with or without a slash at its end.
+    fn shape(&self) -> String {
+        let segments = self.path.trim_end_matches('/').split('/');
+        segments.map(|s| if s.starts_with('{') { "{}" } else { s }).collect::<Vec<_>>().join("/")
     }
 }
 
@@ -132,9 +151,14 @@ impl Options<'_> {
         }
         let options = self.extension(&descriptor.options(), "identity.v1.policy");
         let policy = self.policy(&descriptor, options.as_ref())?;
-        let route = match self.extension(&descriptor.options(), "google.api.http") {
-            Some(rule) => Some(route(&descriptor, &rule, options.as_ref())?),
-            None => None,
+        let route = if let Some(rule) = self.extension(&descriptor.options(), "google.api.http") {
+            Some(route(&descriptor, &rule, options.as_ref())?)
+        } else {
+            let says = |name| options.as_ref().is_some_and(|o| o.has_field_by_name(name));
+            if let Some(name) = ["success_status", "multipart"].into_iter().find(|name| says(name)) {
+                return Err(refusal(&descriptor, &format!("{name} without a route")));
+            }
+            None
         };
         Ok(Rpc { descriptor, policy, route })
     }
@@ -196,35 +220,65 @@ fn route(rpc: &MethodDescriptor, rule: &DynamicMessage, options: Option<&Dynamic
     if matches!(verb, "get" | "delete") && body != Body::None {
         return Err(refusal(rpc, &format!("a {verb} can't have a body")));
     }
-    for field in rpc.input().fields().filter(|f| !is_grpc_only(f)) {
-        refuse_unreadable(rpc, &field, &path_fields)?;
+    if rpc.input().package_name() != rpc.parent_file().package_name() || rpc.input().parent_message().is_some() {
+        return Err(refusal(rpc, &format!("its request {} is no message of its own package", rpc.input().full_name())));
+    }
+    for field in rpc.input().fields() {
+        refuse_unreadable(rpc, &field, body, &path_fields)?;
+    }
+    let is_empty = rpc.output().full_name() == "google.protobuf.Empty";
+    if !is_empty {
+        refuse_unwritable(rpc, &rpc.output(), &mut Vec::new())?;
     }
     let status = match options.map_or(0, |o| number(o, "success_status")) {
-        0 if rpc.output().full_name() == "google.protobuf.Empty" => 204,
+        0 if is_empty => 204,
         0 => 200,
         n => u16::try_from(n)
             .ok()
             .filter(|n| (200..300).contains(n))
             .ok_or_else(|| refusal(rpc, &format!("success_status {n} is no success")))?,
     };
+    if is_empty != (status == 204) {
+        return Err(refusal(rpc, "204 is the success_status of google.protobuf.Empty, and of nothing else"));
+    }
     Ok(Route { verb, path, status, body, path_fields })
 }
 
 fn path_fields(rpc: &MethodDescriptor, path: &str) -> Result<Vec<String>> {
-    let mut found = Vec::new();
-    for segment in path.split('/') {
+    let unsupported = |segment: &str| {
+        Err(refusal(rpc, &format!("google.api.http: the segment \"{segment}\" of \"{path}\" is not supported")))
+    };
+    let Some(rest) = path.strip_prefix('/') else {
+        return Err(refusal(rpc, &format!("google.api.http: the path \"{path}\" does not begin with a slash")));
+    };
+    let mut found: Vec<String> = Vec::new();
+    for segment in rest.strip_suffix('/').unwrap_or(rest).split('/') {
         let Some(name) = segment.strip_prefix('{').and_then(|s| s.strip_suffix('}')) else {
-            if segment.contains(['{', '}', '*', ':']) {
-                return Err(refusal(rpc, &format!("google.api.http: the segment \"{segment}\" is not supported")));
+            let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+            if segment.is_empty() || !segment.bytes().all(is_plain) {
+                return unsupported(segment);
             }
             continue;
         };
-        let field = rpc.input().get_field_by_name(name);
-        match field {
-            Some(f) if !f.is_list() && matches!(f.kind(), Kind::String | Kind::Int64) => {
+        if name.contains(['{', '}', '=', '*']) {
+            return unsupported(segment);
+        }
+        if found.iter().any(|other| other == name) {
+            return Err(refusal(rpc, &format!("{{{name}}} comes twice in the path")));
+        }
+        match rpc.input().get_field_by_name(name) {
+            Some(f) if is_grpc_only(&f) => {
+                return Err(refusal(rpc, &format!("{{{name}}} in the path is grpc_only")));
+            }
+            Some(f) if !f.supports_presence() && !f.is_list() && matches!(f.kind(), Kind::String | Kind::Int64) => {
                 found.push(name.to_owned());
             }
-            Some(_) => return Err(refusal(rpc, &format!("{{{name}}} in the path must be a string or an integer"))),
+            Some(_) => {
+                return Err(refusal(
+                    rpc,
+                    &format!("{{{name}}} in the path must be a string or an int64, not optional"),
+                ));
+            }
             None => {
                 let request = rpc.input();
                 return Err(refusal(rpc, &format!("{{{name}}} in the path is no field of {}", request.name())));
@@ -234,25 +288,84 @@ fn path_fields(rpc: &MethodDescriptor, path: &str) -> Result<Vec<String>> {
     Ok(found)
 }
 
-fn refuse_unreadable(rpc: &MethodDescriptor, field: &FieldDescriptor, path_fields: &[String]) -> Result<()> {
-    let readable = match field.kind() {
-        Kind::String | Kind::Bool | Kind::Int64 | Kind::Bytes => field.cardinality() != Cardinality::Repeated,
-        _ => false,
-    };
-    let in_path = path_fields.iter().any(|name| name == field.name());
-    if readable && (in_path || field.supports_presence()) {
+/// Refuses a field of a request that REST can't bind as it is declared.
+fn refuse_unreadable(
+    rpc: &MethodDescriptor,
+    field: &FieldDescriptor,
+    body: Body,
+    path_fields: &[String],
+) -> Result<()> {
+    let refuse = |why: &str| Err(refusal(rpc, &format!("the field `{}` {why}", field.name())));
+    if field.containing_oneof().is_some_and(|oneof| !oneof.is_synthetic()) {
+        return refuse("is part of a oneof, which is not supported");
+    }
+    if let Some(other) = behaviors(field).into_iter().find(|n| *n != REQUIRED) {
+        return refuse(&format!("has the field_behavior {other}, which is not supported; only REQUIRED is"));
+    }
+    if is_grpc_only(field) {
         return Ok(());
     }
-    if readable {
-        return Err(refusal(
-            rpc,
-            &format!("the field `{}` must be `optional`, so that absent differs from empty", field.name()),
-        ));
+    if is_omitted_when_unset(field) {
+        return refuse("is omit_unset, which says nothing of a request");
     }
-    Err(refusal(
-        rpc,
-        &format!("REST can't read the field `{}`: only single strings, booleans, int64 and bytes", field.name()),
-    ))
+    if is_nullable(field) && rpc.input().get_field_by_name("update_mask").is_none() {
+        return refuse("is nullable, which takes an update_mask: without one null and absent are the same");
+    }
+    if !matches!(field.kind(), Kind::String | Kind::Bool | Kind::Int64 | Kind::Bytes)
+        || field.cardinality() == Cardinality::Repeated
+    {
+        return refuse("can't be read by REST: only single strings, booleans, int64 and bytes");
+    }
+    if matches!(field.kind(), Kind::Bytes) && body != Body::JsonOrForm {
+        return refuse("is a file, which only a route with `multipart` can take");
+    }
+    let in_path = path_fields.iter().any(|name| name == field.name());
+    if is_secret(field) && (in_path || body == Body::None) {
+        return refuse("is a secret, and would show in the URL");
+    }
+    if !in_path && !field.supports_presence() {
+        return refuse("must be `optional`, so that absent differs from empty");
+    }
+    Ok(())
+}
+
+/// Refuses a field of an answer that serde or the OpenAPI document would show otherwise than it is declared.
+fn refuse_unwritable(
+    rpc: &MethodDescriptor,
+    message: &MessageDescriptor,
+    seen: &mut Vec<MessageDescriptor>,
+) -> Result<()> {
+    if seen.contains(message) {
+        return Ok(());
+    }
+    seen.push(message.clone());
+    if message.package_name() != rpc.parent_file().package_name() || message.parent_message().is_some() {
+        return Err(refusal(rpc, &format!("its answer holds {}, no message of its own package", message.full_name())));
+    }
+    for field in message.fields().filter(|f| !is_grpc_only(f)) {
+        let refuse = |why: &str| Err(refusal(rpc, &format!("the field `{}` of its answer {why}", field.full_name())));
+        if field.containing_oneof().is_some_and(|oneof| !oneof.is_synthetic()) {
+            return refuse("is part of a oneof, which is not supported");
+        }
+        if is_nullable(&field) {
+            return refuse("is nullable, which says nothing of an answer");
+        }
+        if is_omitted_when_unset(&field) && (!field.supports_presence() || is_timestamp(&field)) {
+            return refuse("is omit_unset, but not `optional`");
+        }
+        match field.kind() {
+            Kind::Message(_) if is_timestamp(&field) && !field.is_list() => {}
+            Kind::Message(inner) if !field.is_map() => refuse_unwritable(rpc, &inner, seen)?,
+            Kind::String | Kind::Bool | Kind::Int32 | Kind::Int64 => {}
+            _ => return refuse("can't be written by REST: only strings, booleans, int32, int64, times and messages"),
+        }
+    }
+    Ok(())
+}
+
+/// The field is a time.
+pub fn is_timestamp(field: &FieldDescriptor) -> bool {
+    matches!(field.kind(), Kind::Message(m) if m.full_name() == "google.protobuf.Timestamp")
 }
 
 /// The field is marked `(rest).grpc_only`.
@@ -276,15 +389,20 @@ fn rest_option(field: &FieldDescriptor, name: &str) -> bool {
     options.extension(&field.options(), "identity.v1.rest").is_some_and(|o| flag(&o, name))
 }
 
+/// `google.api.FieldBehavior.REQUIRED`.
+const REQUIRED: i32 = 2;
+
 /// The field is marked `REQUIRED`.
 pub fn is_required(field: &FieldDescriptor) -> bool {
-    const REQUIRED: i32 = 2;
-    let Some(extension) = field.parent_pool().get_extension_by_name("google.api.field_behavior") else { return false };
-    field
-        .options()
-        .get_extension(&extension)
-        .as_list()
-        .is_some_and(|values| values.iter().any(|v| v.as_enum_number() == Some(REQUIRED)))
+    behaviors(field).contains(&REQUIRED)
+}
+
+/// The numbers of the field's `google.api.field_behavior`s.
+fn behaviors(field: &FieldDescriptor) -> Vec<i32> {
+    let Some(extension) = field.parent_pool().get_extension_by_name("google.api.field_behavior") else { return vec![] };
+    let options = field.options();
+    let values = options.get_extension(&extension);
+    values.as_list().into_iter().flatten().filter_map(Value::as_enum_number).collect()
 }
 
 /// The field is marked `debug_redact`: it must not show in a log.

@@ -9,7 +9,7 @@ use std::{
 
 use flate2::{Compression, write::GzEncoder};
 
-use crate::contract::Result;
+use super::contract::Result;
 
 const ASSETS: [&str; 2] = ["swagger-ui.css", "swagger-ui-bundle.js"];
 

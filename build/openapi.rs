@@ -3,8 +3,8 @@
 use prost_reflect::{Cardinality, FieldDescriptor, Kind, MessageDescriptor};
 use serde_json::{Map, Value, json};
 
-use crate::contract::{
-    Body, Contract, Route, Rpc, comment, is_grpc_only, is_nullable, is_omitted_when_unset, is_required,
+use super::contract::{
+    Body, Contract, Route, Rpc, comment, is_grpc_only, is_nullable, is_omitted_when_unset, is_required, is_timestamp,
 };
 
 pub fn document(contract: &Contract, version: &str) -> Value {
@@ -41,7 +41,7 @@ fn entry<'a>(paths: &'a mut Map<String, Value>, path: &str) -> &'a mut Value {
 }
 
 fn tags(contract: &Contract) -> Value {
-    let tag = |service: &crate::contract::Service| {
+    let tag = |service: &super::contract::Service| {
         let d = &service.descriptor;
         json!({ "name": d.name(), "description": comment(&d.parent_file(), d.path()) })
     };
@@ -234,10 +234,6 @@ fn answer(message: &MessageDescriptor) -> Value {
         "properties": properties,
         "required": required,
     })
-}
-
-fn is_timestamp(field: &FieldDescriptor) -> bool {
-    matches!(field.kind(), Kind::Message(m) if m.full_name() == "google.protobuf.Timestamp")
 }
 
 fn plain_type(field: &FieldDescriptor) -> Value {

@@ -3,10 +3,13 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use crate::contract::{Body, Contract, Result, Rpc, Service, is_grpc_only, is_secret, snake_case};
+use super::contract::{Body, Contract, Result, Rpc, Service, is_grpc_only, is_secret, snake_case};
 use prost_reflect::{FieldDescriptor, MessageDescriptor};
 
 const HEADER: &str = "// Written by build.rs from proto/. Don't edit.\n";
+
+/// Lines are broken where rustfmt breaks them, so that what comes out reads like the code around it.
+const MAX_WIDTH: usize = 120;
 
 /// `policies.rs`: what holds for each rpc, and where to find it by the path of a gRPC call.
 pub fn policies(contract: &Contract) -> Result<String> {
@@ -33,7 +36,7 @@ pub fn policies(contract: &Contract) -> Result<String> {
         writeln!(out, "/// The largest request of `{}`, in bytes.", service.descriptor.name())?;
         writeln!(out, "pub const {}_MAX_REQUEST_BYTES: usize = {most};", shout(service.descriptor.name()))?;
     }
-    Ok(out)
+    Ok(ended(&out))
 }
 
 /// `rest.rs`: the binders of the requests, then a router for each service.
@@ -50,7 +53,7 @@ pub fn rest(contract: &Contract) -> Result<String> {
     for service in contract.services.iter().filter(|s| s.rpcs.iter().any(|rpc| rpc.route.is_some())) {
         router(&mut out, service)?;
     }
-    Ok(out)
+    Ok(ended(&out))
 }
 
 /// `debug.rs`: `Debug` for the messages that hold a secret, without it.
@@ -59,14 +62,26 @@ pub fn redacted_debug(contract: &Contract) -> Result<String> {
     for message in with_secrets(contract) {
         writeln!(out, "impl std::fmt::Debug for {} {{", message.name())?;
         writeln!(out, "    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {{")?;
-        writeln!(out, "        f.debug_struct({:?})", message.name())?;
+        let mut chain = vec![format!("f.debug_struct({:?})", message.name())];
         for field in message.fields() {
             let shown = if is_secret(&field) { "\"[redacted]\"".to_owned() } else { format!("self.{}", field.name()) };
-            writeln!(out, "            .field({:?}, &{shown})", field.name())?;
+            chain.push(format!(".field({:?}, &{shown})", field.name()));
         }
-        writeln!(out, "            .finish()\n    }}\n}}\n")?;
+        chain.push(".finish()".into());
+        let one_line = format!("        {}", chain.concat());
+        let fits = one_line.len() <= MAX_WIDTH;
+        writeln!(
+            out,
+            "{}\n    }}\n}}\n",
+            if fits { one_line } else { format!("        {}", chain.join("\n            ")) }
+        )?;
     }
-    Ok(out)
+    Ok(ended(&out))
+}
+
+/// The text, with one line break at its end.
+fn ended(text: &str) -> String {
+    format!("{}\n", text.trim_end())
 }
 
 /// The messages that hold a secret.
@@ -79,18 +94,17 @@ fn binder(out: &mut String, message: &MessageDescriptor) -> Result<()> {
     writeln!(out, "impl Bind for pb::{} {{", message.name())?;
     let is_patch = message.get_field_by_name("update_mask").is_some();
     writeln!(out, "    const IS_PATCH: bool = {is_patch};\n")?;
-    writeln!(out, "    fn bind({used}: &mut Fields<'_>) -> Self {{\n        Self {{")?;
-    for field in message.fields() {
-        writeln!(out, "            {}: {},", field.name(), binding(&field))?;
-    }
-    writeln!(out, "        }}\n    }}\n}}\n")?;
+    writeln!(out, "    fn bind({used}: &mut Fields<'_>) -> Self {{")?;
+    let fields: Vec<_> = message.fields().map(|field| format!("{}: {}", field.name(), binding(&field))).collect();
+    writeln!(out, "{}\n    }}\n}}\n", list("        Self {", &fields, "}"))?;
     Ok(())
 }
 
 fn binding(field: &FieldDescriptor) -> String {
     if field.name() == "update_mask" {
-        let names: Vec<_> =
-            field.parent_message().fields().filter(|f| !is_grpc_only(f)).map(|f| f.name().to_owned()).collect();
+        // Without the path's variables: a body may repeat them, and changes nothing by it.
+        let may_change = |f: &FieldDescriptor| !is_grpc_only(f) && f.supports_presence();
+        let names: Vec<_> = field.parent_message().fields().filter(may_change).map(|f| f.name().to_owned()).collect();
         return format!("Some(fields.update_mask(&{names:?}))");
     }
     if is_grpc_only(field) {
@@ -118,9 +132,9 @@ fn router(out: &mut String, service: &Service) -> Result<()> {
     for (path, handlers) in paths {
         let chain: Vec<_> = handlers.iter().map(|(verb, handler)| format!("{verb}({handler}::<S>)")).collect();
         let methods = format!("routing::{}", chain.join("."));
-        writeln!(out, "        .route({path:?}, {methods})")?;
-        if let Some(bare) = path.strip_suffix('/').filter(|p| !p.is_empty()) {
-            writeln!(out, "        .route({bare:?}, {methods})")?;
+        let bare = path.trim_end_matches('/');
+        for path in [format!("{bare}/"), bare.to_owned()].into_iter().filter(|path| !path.is_empty()) {
+            writeln!(out, "{}", list("        .route(", &[format!("{path:?}"), methods.clone()], ")"))?;
         }
     }
     writeln!(out, "        .with_state(rest)\n}}\n")?;
@@ -141,23 +155,31 @@ fn handler(out: &mut String, rpc: &Rpc, bound: &str) -> Result<()> {
         Body::Json => "Json",
         Body::JsonOrForm => "JsonOrForm",
     };
-    writeln!(
-        out,
-        "async fn {}<S: {bound}>(State(rest): State<Rest<S>>, request: Request) -> Response {{",
-        handler_name(rpc)
-    )?;
-    writeln!(
-        out,
-        "    const ROUTE: Route = Route {{ policy: &policies::{}, status: {}, body: Body::{body} }};",
-        policy_name(rpc),
-        route.status
-    )?;
+    let head = format!("async fn {}<S: {bound}>(", handler_name(rpc));
+    let arguments = ["State(rest): State<Rest<S>>", "request: Request"].map(str::to_owned);
+    writeln!(out, "{}", list(&head, &arguments, ") -> Response {"))?;
+    let value =
+        format!("Route {{ policy: &policies::{}, status: {}, body: Body::{body} }};", policy_name(rpc), route.status);
+    let one_line = format!("    const ROUTE: Route = {value}");
+    let fits = one_line.len() <= MAX_WIDTH;
+    writeln!(out, "{}", if fits { one_line } else { format!("    const ROUTE: Route =\n        {value}") })?;
     writeln!(
         out,
         "    rest.call(&ROUTE, request, |service, request| async move {{ service.{}(request).await }}).await\n}}\n",
         snake_case(rpc.descriptor.name())
     )?;
     Ok(())
+}
+
+/// `items` between `head` and `tail`, on one line where there is room, else each on its own.
+fn list(head: &str, items: &[String], tail: &str) -> String {
+    let space = if head.ends_with('{') && !items.is_empty() { " " } else { "" };
+    let one_line = format!("{head}{space}{}{space}{tail}", items.join(", "));
+    if one_line.len() <= MAX_WIDTH {
+        return one_line;
+    }
+    let indent = " ".repeat(head.len() - head.trim_start().len());
+    format!("{head}\n{indent}    {},\n{indent}{tail}", items.join(&format!(",\n{indent}    ")))
 }
 
 /// `AuthService.Register`.

@@ -23,7 +23,7 @@ use axum::{
     response::Response,
 };
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use tokio::time::Instant;
 use tonic::Status;
 use tracing::Instrument;
@@ -78,6 +78,9 @@ impl Policy {
         Self { rpc: name, access: Access::Anyone, limit, deadline: Duration::from_secs(15), max_request_bytes: 65_536 }
     }
 }
+
+/// For calls of what there is not.
+pub static UNKNOWN: Policy = Policy::open("Unknown", Limit::Api);
 
 /// How a call came in, and so how its answer goes out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -222,12 +225,28 @@ pub async fn grpc(State(gate): State<Gate>, request: Request, next: Next) -> Res
             let handler = |request| async { status::own_words(next.run(request).await) };
             gate.pass(Face::Grpc, policy, request, handler).await
         }
+        None if path.starts_with("/identity.v1.") => {
+            gate.pass(Face::Grpc, &UNKNOWN, request, |_| async { status::unknown_rpc() }).await
+        }
         // These speak for themselves.
         None => {
             let policy = if path.starts_with("/grpc.health.") { &HEALTH } else { &REFLECTION };
             gate.pass(Face::Grpc, policy, request, |request| next.run(request)).await
         }
     }
+}
+
+/// Turns away what is neither gRPC over HTTP/2 nor gRPC-Web, with an id and a line in the log as for any other call: the
+/// layer that translates gRPC-Web would drop it without a word.
+pub async fn grpc_only(State(gate): State<Gate>, request: Request, next: Next) -> Response {
+    let content_type = request.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    let is_web = content_type.starts_with(b"application/grpc-web");
+    let is_native = content_type.starts_with(b"application/grpc") && request.version() == Version::HTTP_2;
+    if request.method() == Method::POST && (is_web || is_native) {
+        return next.run(request).await;
+    }
+    let refuse = |_| async { status::plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported media type", None) };
+    gate.pass(Face::Rest, &UNKNOWN, request, refuse).await
 }
 
 /// A refusal in the caller's protocol.

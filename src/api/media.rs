@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Router,
     body::Body,
-    extract::{Path, Request},
+    extract::{Path, Request, rejection::PathRejection},
     response::Response,
     routing,
 };
@@ -22,10 +22,14 @@ static MEDIA: Policy = Policy::open("Media", Limit::Api);
 
 pub fn routes(app: &Arc<App>, gate: &Gate) -> Router {
     let (app, gate) = (Arc::clone(app), gate.clone());
-    let serve = async move |Path(name): Path<String>, request: Request| {
+    let serve = async move |name: Result<Path<String>, PathRejection>, request: Request| {
         let seen = request.headers().get(header::IF_NONE_MATCH).cloned();
         let find = |_| async move {
-            match app.avatar(&name).await {
+            let found = match name {
+                Ok(Path(name)) => app.avatar(&name).await,
+                Err(_) => Ok(None), // No text, and so no name of ours.
+            };
+            match found {
                 Ok(Some(avatar)) => picture(avatar, seen.as_ref()),
                 Ok(None) => refuse(Face::Rest, Error::NotFound(Resource::Avatar)),
                 Err(error) => refuse(Face::Rest, error),

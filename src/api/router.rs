@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use axum::{Router, extract::Request, middleware, response::Response};
 use http::{StatusCode, header};
-use tonic::{Status, service::Routes};
+use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 use tonic_web::GrpcWebLayer;
 
 use super::{
     Api, docs,
-    gate::{self, Face, Gate, Limit, Policy},
+    gate::{self, Face, Gate, UNKNOWN},
     health, media, policies,
     rest::Rest,
     routes, status,
@@ -23,8 +23,6 @@ use crate::{
         role_service_server::RoleServiceServer, user_service_server::UserServiceServer,
     },
 };
-
-static UNKNOWN: Policy = Policy::open("Unknown", Limit::Api);
 
 /// The router, and the handle by which gRPC's health service is told that the end is near.
 pub async fn router(app: &Arc<App>) -> Result<(Router, HealthReporter), Cause> {
@@ -94,7 +92,8 @@ async fn grpc(api: &Arc<Api>, gate: &Gate, reflection: bool) -> Result<(Router, 
         .into_axum_router()
         .reset_fallback()
         .layer(middleware::from_fn_with_state(gate.clone(), gate::grpc))
-        .layer(GrpcWebLayer::new());
+        .layer(GrpcWebLayer::new())
+        .layer(middleware::from_fn_with_state(gate.clone(), gate::grpc_only));
     Ok((router, reporter))
 }
 
@@ -104,8 +103,7 @@ async fn no_such_path(gate: &Gate, request: Request) -> Response {
         .get(header::CONTENT_TYPE)
         .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
     if is_grpc {
-        let refuse = |_| async { Status::unimplemented("There is no such rpc").into_http() };
-        gate.pass(Face::Grpc, &UNKNOWN, request, refuse).await
+        gate.pass(Face::Grpc, &UNKNOWN, request, |_| async { status::unknown_rpc() }).await
     } else {
         let refuse = |_| async { status::plain(StatusCode::NOT_FOUND, "Not found", None) };
         gate.pass(Face::Rest, &UNKNOWN, request, refuse).await

@@ -227,13 +227,28 @@ pub fn own_words(response: Response) -> Response {
     if status.source().is_some_and(<dyn std::error::Error>::is::<Error>) {
         return response;
     }
-    let (code, reason, text) = match status.code() {
-        Code::Ok => return response,
-        Code::Unimplemented => (Code::Unimplemented, "UNKNOWN_RPC", "There is no such rpc"),
-        Code::OutOfRange => (Code::OutOfRange, "TOO_LARGE", "The request message is too large"),
-        _ => (Code::InvalidArgument, "MALFORMED", "The request message can't be decoded"),
-    };
-    Status::with_error_details(code, text, ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new())).into_http()
+    match status.code() {
+        Code::Ok => response,
+        // The rpc is there, or the gate would not have let the call through: it is its compression that is not.
+        Code::Unimplemented => {
+            let mut refusal =
+                edge_status(Code::Unimplemented, "UNKNOWN_ENCODING", "Send the message uncompressed").into_http();
+            refusal.headers_mut().insert("grpc-accept-encoding", HeaderValue::from_static("identity"));
+            refusal
+        }
+        Code::OutOfRange => edge_status(Code::OutOfRange, "TOO_LARGE", "The request message is too large").into_http(),
+        _ => edge_status(Code::InvalidArgument, "MALFORMED", "The request message can't be decoded").into_http(),
+    }
+}
+
+/// The answer to a gRPC call of an rpc that there is not.
+pub fn unknown_rpc() -> Response {
+    edge_status(Code::Unimplemented, "UNKNOWN_RPC", "There is no such rpc").into_http()
+}
+
+/// A status that has no HTTP counterpart: gRPC itself is what went wrong.
+fn edge_status(code: Code, reason: &str, text: &str) -> Status {
+    Status::with_error_details(code, text, ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new()))
 }
 
 /// The service is to blame, or the machine: something for the operator.

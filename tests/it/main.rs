@@ -8,17 +8,26 @@
     reason = "a test may fail loudly, and say what it skips"
 )]
 
+mod access_matrix;
+mod architecture;
 mod avatar;
 mod cli;
 mod config;
 mod examples;
+mod gate;
+mod generator;
+mod grpc;
+mod grpc_web;
 mod harness;
 mod limits;
 mod migrations;
+mod openapi;
 mod operations;
 mod password;
 mod profile;
 mod registration;
+mod rest;
+mod rest_parity;
 mod revocations;
 mod session;
 mod shutdown;

@@ -1,0 +1,249 @@
+//! Who may call what: every rpc of the contract, tried on both faces by everyone that there is.
+
+use identity::{entity::user, revocations::Revocation};
+use sea_orm::{ActiveModelTrait, ActiveValue::Set, EntityTrait};
+use serde_json::{Value, json};
+
+use crate::{
+    harness::{
+        Actor, Face, PASSWORD, Service, Store,
+        actor::{claims, method, route},
+    },
+    rest_parity::{NOT_BUILT, rpcs},
+};
+
+/// Who calls. The subject is an ordinary user whom the call is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Anonymous,
+    /// Deactivated, with a token from before.
+    Inactive,
+    Stranger,
+    Oneself,
+    Moderator,
+    Admin,
+    Superuser,
+}
+
+use Who::{Admin, Anonymous, Inactive, Moderator, Oneself, Stranger, Superuser};
+
+const EVERYONE: [Who; 7] = [Anonymous, Inactive, Stranger, Oneself, Moderator, Admin, Superuser];
+
+/// What each of `EVERYONE` is answered, in that order.
+type Statuses = [u16; 7];
+
+const ANYONE: Statuses = [200; 7];
+const ANY_USER: Statuses = [401, 401, 200, 200, 200, 200, 200];
+
+/// An rpc, the fields of the call, and the statuses. In the fields stand for the subject: `"$id"`, `"$email"`,
+/// `"$access"`, `"$refresh"`; `"$new"` is an address that nobody has.
+fn rows() -> Vec<(&'static str, Value, Statuses)> {
+    let id = || json!({ "id": "$id" });
+    vec![
+        ("AuthService.Register", json!({ "email": "$new", "password": PASSWORD }), [201; 7]),
+        ("AuthService.Login", json!({ "email": "$email", "password": PASSWORD }), ANYONE),
+        ("AuthService.RefreshToken", json!({ "refresh_token": "$refresh" }), ANYONE),
+        ("AuthService.Logout", json!({}), ANY_USER),
+        ("AuthService.SendVerification", json!({}), [401, 401, 200, 200, 200, 200, 400]),
+        ("AuthService.VerifyEmail", json!({ "email": "$email", "code": "000000" }), [400; 7]),
+        ("AuthService.VerifyToken", json!({ "token": "$access" }), ANYONE),
+        ("AuthService.ChangePassword", json!({ "old_password": PASSWORD, "new_password": "N3w-Passw0rd!" }), ANY_USER),
+        ("UserService.ListUsers", json!({}), ANY_USER),
+        (
+            "UserService.CreateUser",
+            json!({ "email": "$new", "password": PASSWORD }),
+            [401, 401, 403, 403, 403, 201, 201],
+        ),
+        ("UserService.GetUser", id(), [401, 401, 404, 200, 200, 200, 200]),
+        ("UserService.BatchGetUsers", json!({ "ids": ["$id"] }), ANY_USER),
+        ("UserService.UpdateUser", json!({ "id": "$id", "first_name": "Joan" }), [401, 401, 403, 200, 403, 200, 200]),
+        ("UserService.UpdateUser", json!({ "id": "$id", "is_seller": true }), [401, 401, 403, 403, 403, 200, 200]),
+        ("UserService.UpdateUser", json!({ "id": "$id", "is_verified": true }), [401, 401, 403, 403, 403, 200, 200]),
+        ("UserService.UpdateUser", json!({ "id": "$id", "is_staff": true }), [401, 401, 403, 403, 403, 403, 200]),
+        ("UserService.DeleteUser", id(), [401, 401, 403, 204, 403, 204, 204]),
+        ("ProfileService.GetMyProfile", json!({}), ANY_USER),
+        ("ProfileService.GetProfile", json!({ "user_id": "$id" }), [401, 401, 404, 200, 200, 200, 200]),
+        ("ProfileService.UpdateMyProfile", json!({ "bio": "x" }), ANY_USER),
+        ("RoleService.GetUserRoles", id(), [401, 401, 403, 200, 403, 200, 200]),
+        ("RoleService.AddUserRole", json!({ "id": "$id", "role": "seller" }), [401, 401, 403, 403, 403, 201, 201]),
+        ("RoleService.AddUserRole", json!({ "id": "$id", "role": "admin" }), [401, 401, 403, 403, 403, 403, 201]),
+        (
+            "RoleService.RemoveUserRole",
+            json!({ "id": "$id", "role": "freelancer" }),
+            [401, 401, 403, 403, 403, 204, 204],
+        ),
+        (
+            "RoleService.CheckPermission",
+            json!({ "user_id": "$id", "permission": "create_gig" }),
+            [401, 401, 403, 200, 403, 200, 200],
+        ),
+    ]
+}
+
+/// What can be called once: it ends the caller's session, changes the password, or is limited.
+const ONCE: [&str; 3] = ["AuthService.Logout", "AuthService.SendVerification", "AuthService.ChangePassword"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everyone_may_call_what_is_declared_and_nothing_else() {
+    let service = Service::start(Store::Sqlite).await;
+    let mut cast = Cast::new(&service).await;
+    let mut wrong = Vec::new();
+    for (rpc, template, statuses) in rows() {
+        for face in Face::ALL {
+            if face == Face::Rest && route(rpc).is_none() {
+                continue;
+            }
+            for (who, status) in EVERYONE.into_iter().zip(statuses) {
+                let subject = cast.new_actor(Oneself).await;
+                let actor = match who {
+                    Oneself => subject.clone(),
+                    who if ONCE.contains(&rpc) => cast.new_actor(who).await,
+                    who => cast.actor(who),
+                };
+                let fields = cast.fill(&template, &subject);
+                let expected = if NOT_BUILT.contains(&rpc) { before_it_is_built(rpc, who, status) } else { status };
+                let outcome = actor.call(face, rpc, fields).await;
+                if outcome.status != expected {
+                    wrong.push(format!("{who:?} calls {rpc} {template} by {face:?}: {expected} expected, {outcome:?}"));
+                }
+            }
+        }
+    }
+    service.stop().await;
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The gate decides already; finer rules come with the rpc.
+fn before_it_is_built(rpc: &str, who: Who, status: u16) -> u16 {
+    let is_for_admins = declared_access(rpc) == "ACCESS_ADMIN";
+    match status {
+        401 => 401,
+        403 if is_for_admins && !matches!(who, Admin | Superuser) => 403,
+        _ => 501,
+    }
+}
+
+#[test]
+fn every_rpc_is_in_the_matrix() {
+    let rows = rows();
+    for rpc in rpcs() {
+        assert!(rows.iter().any(|(name, ..)| name == rpc), "{rpc}: who may call it?");
+    }
+}
+
+#[test]
+fn the_matrix_agrees_with_what_the_protos_declare() {
+    for (rpc, _, statuses) in rows() {
+        let is_refused = |who: Who| {
+            let at = EVERYONE.iter().position(|w| *w == who).unwrap();
+            matches!(statuses[at], 401 | 403)
+        };
+        let access = declared_access(rpc);
+        assert_eq!(is_refused(Anonymous), access != "ACCESS_ANYONE", "{rpc} is {access}");
+        assert_eq!(is_refused(Inactive), access != "ACCESS_ANYONE", "{rpc} is {access}");
+        if access == "ACCESS_ADMIN" {
+            assert!([Stranger, Oneself, Moderator].into_iter().all(is_refused), "{rpc} is {access}");
+        }
+    }
+}
+
+fn declared_access(rpc: &str) -> String {
+    let method = method(rpc);
+    let policy = method.parent_pool().get_extension_by_name("identity.v1.policy").unwrap();
+    let policy = method.options().get_extension(&policy).as_message().cloned().unwrap();
+    let number = policy.get_field_by_name("access").unwrap().as_enum_number().unwrap();
+    let access = method.parent_pool().get_enum_by_name("identity.v1.Access").unwrap();
+    access.get_value(number).unwrap().name().to_owned()
+}
+
+/// Everyone who calls.
+struct Cast<'a> {
+    service: &'a Service,
+    actors: Vec<(Who, Actor)>,
+    made: u32,
+}
+
+impl<'a> Cast<'a> {
+    async fn new(service: &'a Service) -> Self {
+        let mut cast = Self { service, actors: Vec::new(), made: 0 };
+        for who in EVERYONE {
+            let actor = cast.new_actor(who).await;
+            cast.actors.push((who, actor));
+        }
+        cast
+    }
+
+    fn actor(&self, who: Who) -> Actor {
+        self.actors.iter().find(|(w, _)| *w == who).unwrap().1.clone()
+    }
+
+    fn new_email(&mut self) -> String {
+        self.made += 1;
+        format!("user{}@example.com", self.made)
+    }
+
+    async fn new_actor(&mut self, who: Who) -> Actor {
+        let email = self.new_email();
+        match who {
+            Anonymous => self.service.anonymous(),
+            Superuser => self.service.admin(&email).await,
+            Inactive => {
+                let actor = self.service.user(&email).await;
+                self.set(&actor, |user| user.is_active = Set(false)).await;
+                actor
+            }
+            // A freelancer with a private profile.
+            Oneself => {
+                let actor = self.service.user(&email).await;
+                let private = json!({ "is_public": false });
+                actor.call(Face::Rest, "ProfileService.UpdateMyProfile", private).await.expect(200);
+                self.set(&actor, |user| user.is_freelancer = Set(true)).await;
+                actor
+            }
+            Stranger => self.service.user(&email).await,
+            Moderator | Admin => {
+                let actor = self.service.user(&email).await;
+                let is_admin = who == Admin;
+                self.set(&actor, |user| {
+                    user.is_moderator = Set(!is_admin);
+                    user.is_staff = Set(is_admin);
+                })
+                .await;
+                self.service.login(&email).await
+            }
+        }
+    }
+
+    /// Changes the row of a user, and tells the feed, as the rpc will that does this.
+    async fn set(&self, actor: &Actor, change: impl FnOnce(&mut user::ActiveModel)) {
+        let (app, id) = (&self.service.app, id_of(actor));
+        let now = app.clock.now();
+        let tx = app.db.begin().await.unwrap();
+        let mut row: user::ActiveModel = user::Entity::find_by_id(id).one(&tx).await.unwrap().unwrap().into();
+        change(&mut row);
+        row.update(&tx).await.unwrap();
+        let revocation = Revocation::of_user(id, now + chrono::Duration::hours(1)).write(&tx, now).await.unwrap();
+        tx.commit().await.unwrap();
+        app.revocations.apply(revocation);
+    }
+
+    fn fill(&mut self, template: &Value, subject: &Actor) -> Value {
+        match template {
+            Value::Object(fields) => fields.iter().map(|(k, v)| (k.clone(), self.fill(v, subject))).collect(),
+            Value::Array(items) => items.iter().map(|v| self.fill(v, subject)).collect(),
+            Value::String(text) => match text.as_str() {
+                "$id" => json!(id_of(subject)),
+                "$email" => json!(format!("user{}@example.com", self.made)),
+                "$access" => json!(subject.access_token),
+                "$refresh" => json!(subject.refresh_token),
+                "$new" => json!(self.new_email()),
+                _ => template.clone(),
+            },
+            _ => template.clone(),
+        }
+    }
+}
+
+fn id_of(actor: &Actor) -> i64 {
+    claims(actor.access_token.as_deref().unwrap())["user_id"].as_str().unwrap().parse().unwrap()
+}

@@ -1,0 +1,241 @@
+//! What every call passes, whatever it calls: its request id, its line in the log, what a panic comes to.
+
+use std::collections::BTreeSet;
+
+use axum::{body::Body, extract::Request};
+use identity::{
+    api::gate::{self, Gate, Limit, Policy},
+    pb,
+};
+use prost::Message;
+use reqwest::Method;
+use serde_json::{Value, json};
+use tonic::Code;
+use tonic_types::StatusExt;
+
+use crate::harness::{Actor, Face, PASSWORD, Service, Store, process::Installation};
+
+const WELL_FORMED: [&str; 4] =
+    ["a", "0af7651916cd43dd-8448_eb21.1c80319c", "A.B-C_9", "00000000-0000-0000-0000-000000000000"];
+
+/// The id of the answer to a call that comes with `given`, at a handler, at a refusal, and where there is nothing.
+async fn ids(actor: &Actor, face: Face, given: Option<&str>) -> Vec<String> {
+    let mut ids = Vec::new();
+    match face {
+        Face::Rest => {
+            for (method, path) in [
+                (Method::GET, "/api/profile/me/"),
+                (Method::GET, "/api/users/999/"),
+                (Method::POST, "/api/auth/login/"),
+                (Method::GET, "/nothing"),
+                (Method::DELETE, "/api/health/"),
+                (Method::GET, "/api/health/"),
+            ] {
+                let mut request = actor.request(method, path);
+                if let Some(given) = given {
+                    request = request.header("x-request-id", given);
+                }
+                let response = request.send().await.unwrap();
+                assert_eq!(response.headers().get_all("x-request-id").iter().count(), 1, "{path}");
+                ids.push(response.headers()["x-request-id"].to_str().unwrap().to_owned());
+            }
+        }
+        Face::Grpc => {
+            for rpc in
+                ["ProfileService/GetMyProfile", "UserService/GetUser", "AuthService/Login", "AuthService/Nothing"]
+            {
+                let mut request = tonic::Request::new(Vec::new());
+                if let Some(given) = given {
+                    request.metadata_mut().insert("x-request-id", given.parse().unwrap());
+                }
+                if let Some(token) = &actor.access_token {
+                    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+                }
+                let metadata = match actor.send_grpc(&format!("/identity.v1.{rpc}"), request).await {
+                    Ok(response) => response.metadata().clone(),
+                    Err(status) => status.metadata().clone(),
+                };
+                ids.push(metadata.get("x-request-id").unwrap().to_str().unwrap().to_owned());
+            }
+        }
+    }
+    ids
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_well_formed_request_id_is_kept() {
+    let service = Service::start(Store::Sqlite).await;
+    let user = service.user("user@example.com").await;
+    let longest = "x".repeat(128);
+    for face in Face::ALL {
+        for given in WELL_FORMED.into_iter().chain([longest.as_str()]) {
+            assert!(ids(&user, face, Some(given)).await.iter().all(|id| id == given), "{given} by {face:?}");
+        }
+    }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_other_request_id_is_replaced_by_a_new_one() {
+    let service = Service::start(Store::Sqlite).await;
+    let user = service.user("user@example.com").await;
+    let too_long = "x".repeat(129);
+    let mut seen = BTreeSet::new();
+    for face in Face::ALL {
+        for given in
+            [None, Some(""), Some("a b"), Some("a,b"), Some("<script>"), Some("\u{1b}[31m"), Some(too_long.as_str())]
+        {
+            // Metadata can't hold a control character; HTTP can't either.
+            if given.is_some_and(|id| id.contains('\u{1b}')) {
+                continue;
+            }
+            for id in ids(&user, face, given).await {
+                assert!(id.len() == 16 && id.bytes().all(|b| b.is_ascii_hexdigit()), "{given:?} by {face:?}: {id}");
+                assert!(seen.insert(id), "two calls have one id");
+            }
+        }
+    }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_is_one_calls_fault() {
+    static POLICY: Policy = Policy::open("Panicking", Limit::None);
+    let service = Service::start(Store::Sqlite).await;
+    let gate = Gate::new(service.app.clone());
+    for face in [gate::Face::Rest, gate::Face::Grpc] {
+        let request = Request::builder().header("x-request-id", "panicking").body(Body::empty()).unwrap();
+        let response = gate.pass(face, &POLICY, request, |_| async { panic!("a secret cause") }).await;
+        assert_eq!(response.headers()["x-request-id"], "panicking");
+        if face == gate::Face::Grpc {
+            let status = tonic::Status::from_header_map(response.headers()).unwrap();
+            assert_eq!(status.code(), Code::Internal);
+            assert_eq!(status.get_error_details().error_info().unwrap().reason, "INTERNAL");
+            assert!(!status.message().contains("secret"), "{status:?}");
+        } else {
+            assert_eq!(response.status(), 500);
+            let body = axum::body::to_bytes(response.into_body(), 1000).await.unwrap();
+            let answer: Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(answer, json!({ "error": "Internal server error", "detail": "An unexpected error occurred" }));
+        }
+    }
+    service.user("user@example.com").await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_takes_too_long_is_cut_off() {
+    static POLICY: Policy =
+        Policy { deadline: std::time::Duration::from_millis(20), ..Policy::open("Slow", Limit::None) };
+    let service = Service::start(Store::Sqlite).await;
+    let gate = Gate::new(service.app.clone());
+    let request = Request::new(Body::empty());
+    let response = gate.pass(gate::Face::Rest, &POLICY, request, |_| std::future::pending()).await;
+    assert_eq!(response.status(), 504);
+    let body = axum::body::to_bytes(response.into_body(), 1000).await.unwrap();
+    assert_eq!(body, r#"{"error":"The deadline passed"}"#);
+    service.stop().await;
+}
+
+/// An installation that logs as JSON, at this level.
+fn logging(level: &str) -> Installation {
+    Installation::with(&[("LOG_LEVEL", level), ("LOG_FORMAT", "json")])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_call_leaves_one_line_that_says_how_it_ended() {
+    let installation = logging("info");
+    let program = installation.serve().await;
+    let mut user = program.anonymous();
+    let account = json!({ "email": "user@example.com", "password": PASSWORD });
+    let registered = user.call(Face::Rest, "AuthService.Register", account.clone()).await.expect(201);
+    user.take_tokens(&registered);
+    let id = registered["id"].as_i64().unwrap();
+    let anonymous = program.anonymous();
+    let mut made = Vec::new();
+    let wrong = json!({ "email": "user@example.com", "password": "wrong" });
+    for (face, outcomes) in [
+        (Face::Rest, ["200 OK", "401 Unauthorized", "401 Unauthorized", "404 Not Found"]),
+        (Face::Grpc, ["Ok", "Unauthenticated", "Unauthenticated", "NotFound"]),
+    ] {
+        for ((actor, rpc, fields, user_id), outcome) in [
+            (&user, "ProfileService.GetMyProfile", json!({}), Some(id)),
+            (&anonymous, "ProfileService.GetMyProfile", json!({}), None),
+            (&anonymous, "AuthService.Login", wrong.clone(), None),
+            (&user, "UserService.GetUser", json!({ "id": 999 }), Some(id)),
+        ]
+        .into_iter()
+        .zip(outcomes)
+        {
+            let told = actor.call(face, rpc, fields).await;
+            made.push((told.request_id.unwrap(), rpc, face, user_id, outcome));
+        }
+    }
+    let log = program.log();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (request_id, rpc, face, user_id, outcome) in made {
+        let of_call: Vec<_> = lines.iter().filter(|line| line["span"]["request_id"] == request_id).collect();
+        let [line] = of_call.as_slice() else { panic!("one line for {rpc} by {face:?}: {of_call:?}") };
+        assert_eq!(line["span"]["rpc"], rpc);
+        assert_eq!(line["face"], format!("{face:?}"), "{line}");
+        assert_eq!(line["user_id"].as_i64(), user_id, "{line}");
+        assert_eq!(line["client"], "127.0.0.1", "{line}");
+        assert!(line["took_us"].is_u64(), "{line}");
+        let shown = line["outcome"].as_str().unwrap();
+        assert!(shown == outcome || outcome.starts_with(shown), "{line}: {outcome} expected");
+        assert_eq!(line["level"], "INFO", "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_shows_in_the_log_however_much_is_logged() {
+    let installation = logging("trace");
+    let program = installation.serve().await;
+    let mut secrets = vec![];
+    let anonymous = program.anonymous();
+    for (n, face) in Face::ALL.into_iter().enumerate() {
+        let (email, password) = (format!("canary{n}@example.com"), format!("C4nary-pass-{n}!"));
+        let wrong = format!("Wr0ng-canary-{n}!");
+        secrets.extend([password.clone(), wrong.clone()]);
+        let account = json!({ "email": email, "password": password });
+        let mut tokens = vec![anonymous.call(face, "AuthService.Register", account.clone()).await.expect(201)];
+        tokens.push(anonymous.call(face, "AuthService.Login", account).await.expect(200));
+        let refused = json!({ "email": email, "password": wrong });
+        anonymous.call(face, "AuthService.Login", refused).await.expect(401);
+        // Wrong in another field, so that the request is refused as a whole.
+        let refused = json!({ "email": "no address", "password": wrong });
+        anonymous.call(face, "AuthService.Register", refused).await.expect(400);
+        let refresh = json!({ "refresh_token": tokens[1]["refresh_token"] });
+        tokens.push(anonymous.call(face, "AuthService.RefreshToken", refresh).await.expect(200));
+        let verify = json!({ "token": tokens[2]["access_token"] });
+        anonymous.call(face, "AuthService.VerifyToken", verify).await.expect(200);
+        let mut user = anonymous.clone();
+        user.take_tokens(&tokens[2]);
+        user.call(face, "ProfileService.GetMyProfile", json!({})).await.expect(200);
+        user.call(face, "AuthService.Logout", json!({})).await.expect(200);
+        user.call(face, "AuthService.Logout", json!({})).await.expect(401);
+        for answer in tokens {
+            for name in ["access_token", "refresh_token"] {
+                // The signature: whoever has it, has the token; the rest is no secret.
+                let token = answer[name].as_str().unwrap();
+                secrets.push(token.rsplit('.').next().unwrap().to_owned());
+            }
+        }
+    }
+    let half = pb::LoginRequest { email: None, password: Some("H4lf-canary!".into()) }.encode_to_vec();
+    secrets.push("H4lf-canary".into());
+    let _ = anonymous.call_grpc_raw("/identity.v1.AuthService/Login", half[..half.len() - 1].to_vec()).await;
+    let broken = r#"{"password": "Br0ken-canary!""#;
+    secrets.push("Br0ken-canary".into());
+    let request = anonymous.request(Method::POST, "/api/auth/login/").header("content-type", "application/json");
+    request.body(broken).send().await.unwrap();
+
+    let log = program.log();
+    assert!(log.contains("\"level\":\"TRACE\""), "it logs no traces, and so the test shows nothing");
+    for line in log.lines() {
+        for secret in &secrets {
+            assert!(!line.contains(secret.as_str()), "{secret} shows in: {line}");
+        }
+        assert!(!line.contains("$argon2"), "a hash shows in: {line}");
+    }
+}
