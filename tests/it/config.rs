@@ -606,7 +606,7 @@ fn the_environment_wins_over_the_env_file() {
 
     fs::write(&path, "\u{feff}FIRST_OF_ALL=1\nPATH='from the file'\nRATE_LIMIT_API='7/1m'\n").unwrap();
     let environment = Environment::read(&path).unwrap();
-    assert_eq!(environment.get("PATH"), std::env::var("PATH").ok());
+    assert_eq!(environment.get("PATH"), crate::harness::stores::setting("PATH"));
     assert_eq!(environment.get("FIRST_OF_ALL").as_deref(), Some("1"));
     assert_eq!(environment.get("RATE_LIMIT_API").as_deref(), Some("7/1m"));
 }
@@ -638,8 +638,9 @@ fn slips_of_the_pen_are_warned_of() {
         ("ALOWED_HOSTS", "ALLOWED_HOSTS"),
         ("DATABASE_URI", "DATABASE_URL"),
     ];
-    let mut text: String = slips.iter().map(|(slip, _)| format!("{slip}=1\n")).collect();
-    text += "JWT_SECRET_KEY=1\nUSER_SERVICE_HOST=1\nKUBERNETES_PORT=1\nDJANGO_SETTINGS_MODULE=1\nPYTHONUNBUFFERED=1\n";
+    let slipped = slips.map(|(slip, _)| format!("{slip}=1\n")).concat();
+    let text = slipped
+        + "JWT_SECRET_KEY=1\nUSER_SERVICE_HOST=1\nKUBERNETES_PORT=1\nDJANGO_SETTINGS_MODULE=1\nPYTHONUNBUFFERED=1\n";
     fs::write(&path, text).unwrap();
     let warnings = Environment::read(&path).unwrap().misspelt();
     for (slip, meant) in slips {

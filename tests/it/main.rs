@@ -23,6 +23,7 @@ mod limits;
 mod migrations;
 mod openapi;
 mod operations;
+mod outages;
 mod password;
 mod profile;
 mod registration;

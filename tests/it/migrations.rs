@@ -167,6 +167,7 @@ async fn without_the_right_to_create_pg_trgm_everything_else_is_there() {
 }
 
 /// One row in each table: of the user, or pointing at the user.
+#[expect(clippy::too_many_lines, reason = "a row for each table")]
 async fn insert_everything(tx: &Tx, user: &user::Model) {
     async fn add<M, E>(tx: &Tx, row: M)
     where

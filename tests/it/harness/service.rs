@@ -58,6 +58,12 @@ impl Service {
         Self::run(database, settings, Clock::frozen(now())).await
     }
 
+    /// Over the database at this URL, which is migrated if need be.
+    pub async fn start_over(url: &str) -> Self {
+        let settings = SETTINGS.map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec();
+        Self::run(Arc::new(Database::at(url)), settings, Clock::frozen(now())).await
+    }
+
     /// Another replica over the same database, with the same clock.
     pub async fn replica(&self) -> Self {
         Self::run(Arc::clone(&self.database), self.settings.clone(), self.clock.clone()).await
@@ -80,6 +86,7 @@ impl Service {
         let db = Db::connect(&DbOptions { url: database.url.clone(), max_connections: 8, ..DbOptions::default() })
             .await
             .unwrap();
+        db.migrate().await.unwrap();
         let (mut mailer, mails) = Mailer::memory(&config.mail).unwrap();
         if set.contains_key("EMAIL_BACKEND") {
             mailer = Mailer::new(&config.mail).unwrap();
@@ -99,11 +106,6 @@ impl Service {
     pub async fn stop(self) {
         self.stop.cancel();
         self.running.await.unwrap();
-    }
-
-    /// The database's URL, for a look behind the scenes.
-    pub fn database_url(&self) -> &str {
-        &self.database.url
     }
 
     /// Sets the clock to `at`.

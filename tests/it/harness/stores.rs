@@ -58,6 +58,13 @@ pub struct Database {
     _place: Place,
 }
 
+impl Database {
+    /// The database at this URL, whoever made it.
+    pub fn at(url: &str) -> Self {
+        Self { url: url.to_owned(), _place: Place::Elsewhere }
+    }
+}
+
 /// A database with nothing in it, not even the schema.
 pub async fn empty_database(store: Store) -> Database {
     match store {
@@ -77,8 +84,15 @@ pub async fn migrated_database(store: Store) -> Database {
 /// Where a database lies; dropping it removes the database.
 #[derive(Debug)]
 enum Place {
-    Directory { _files: TempDir },
-    Server { admin_url: Url, name: String },
+    /// It is somebody else's to remove.
+    Elsewhere,
+    Directory {
+        _files: TempDir,
+    },
+    Server {
+        admin_url: Url,
+        name: String,
+    },
 }
 
 impl Drop for Place {
