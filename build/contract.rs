@@ -33,7 +33,7 @@ pub struct Rpc {
 pub struct Policy {
     /// `Anyone`, `User` or `Admin`.
     pub access: String,
-    /// `Api`, `Login`, `Register`, `Verification`, `Token` or `None`.
+    /// `Api`, `ByRule` or `None`.
     pub limit: String,
     pub deadline_ms: u32,
     pub max_request_bytes: u32,

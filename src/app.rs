@@ -1,6 +1,6 @@
 //! What the rules work with: stores, keys, clock, configuration.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use aws_lc_rs::hmac;
 use tokio::sync::{Notify, Semaphore};
@@ -16,13 +16,16 @@ use crate::{
         token::Keys,
     },
     entity::user::PasswordHash,
-    error::{Cause, Dependency, Error, Result},
+    error::{Cause, Chain, Dependency, Error, Result},
     hash_pool::HashPool,
     limiter::Limiter,
     mail::Mailer,
     revocations::{self, Revocations},
     seal::Seal,
 };
+
+/// How long a change may take once it has begun; longer, and its transaction is undone.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The service without its faces. The rules are `impl App` blocks in `domain`.
 pub struct App {
@@ -43,7 +46,7 @@ pub struct App {
     /// What a password is held against where there is no user, so that it takes as long as where there is one.
     pub decoy: PasswordHash,
     /// Pictures that may be decoded at once: each takes as much memory as a hundred calls.
-    pub(crate) decoding: Semaphore,
+    pub(crate) decoding: Arc<Semaphore>,
     /// What runs on when its caller has gone.
     changes: TaskTracker,
 }
@@ -65,7 +68,7 @@ impl App {
             hash_pool: HashPool::start(hashing.threads, hashing.queue)?,
             argon2,
             decoy: PasswordHash(password::decoy(argon2)),
-            decoding: Semaphore::new(2),
+            decoding: Arc::new(Semaphore::new(2)),
             changes: TaskTracker::new(),
             config,
             clock,
@@ -81,7 +84,13 @@ impl App {
         if self.changes.is_closed() {
             return Err(Error::Unavailable { what: Dependency::Shutdown, cause: None });
         }
-        self.changes.spawn(change.in_current_span()).await.map_err(Error::internal)?
+        let bounded = tokio::time::timeout(CHANGE_TIMEOUT, change.in_current_span());
+        self.changes
+            .spawn(bounded)
+            .await
+            // Not the panic's own words, which may quote what it worked on.
+            .map_err(|_| Error::internal("a change panicked"))?
+            .map_err(|late| Error::Unavailable { what: Dependency::Database, cause: Some(late.into()) })?
     }
 
     /// Keeps the list of ended sessions fresh until `stop`.
@@ -95,7 +104,7 @@ impl App {
                 }
                 Err(error) if !failing => {
                     failing = true;
-                    tracing::error!(error = &error as &dyn std::error::Error, "the revocations can't be read");
+                    tracing::error!(error = %Chain(&error), "the revocations can't be read");
                 }
                 Ok(()) | Err(_) => {}
             }

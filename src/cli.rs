@@ -20,7 +20,7 @@ use crate::{
     config::{Config, ConfigErrors, MailTransport, Store},
     db::{Db, DbOptions},
     domain::{password::Password, user::EmailAddress},
-    error::{Cause, Error},
+    error::{Cause, Chain, Error},
     mail::Mailer,
     server::Server,
     telemetry,
@@ -92,14 +92,7 @@ impl Cli {
 
 async fn serve() -> Result<(), Failure> {
     let config = configured()?;
-    let db = connect(&config).await?;
-    if config.database.auto_migrate {
-        db.migrate().await.map_err(|error| at(&config, &error))?;
-    }
-    let pending = db.pending_migrations().await.map_err(|error| at(&config, &error))?;
-    if !pending.is_empty() {
-        return Err(format!("the database lacks {}: run `identity migrate`", pending.join(", ")).into());
-    }
+    let db = migrated(&config).await?;
     let (address, store) = (config.server.listen_addr, config.database.store.to_string());
     let mail = match &config.mail.transport {
         MailTransport::Console => "printed here".to_owned(),
@@ -157,8 +150,7 @@ async fn create_superuser(email: &str) -> Result<(), Failure> {
     };
     let password =
         Password::parse_new(password.expose_secret(), &[email.as_str()]).map_err(|reasons| reasons.join("\n  "))?;
-    let db = connect(&config).await?;
-    db.migrate().await.map_err(|error| at(&config, &error))?;
+    let db = migrated(&config).await?;
     let mailer = Mailer::new(&config.mail)?;
     let app = App::new(config, Clock::System, db, mailer).await?;
     let made = app.create_superuser(&email, password).await;
@@ -235,6 +227,19 @@ fn configured() -> Result<Config, Failure> {
     Ok(config)
 }
 
+/// The database with its schema up to date; brought there, unless `AUTO_MIGRATE=false`.
+async fn migrated(config: &Config) -> Result<Db, Cause> {
+    let db = connect(config).await?;
+    if config.database.auto_migrate {
+        db.migrate().await.map_err(|error| at(config, &error))?;
+    }
+    let pending = db.pending_migrations().await.map_err(|error| at(config, &error))?;
+    if pending.is_empty() {
+        return Ok(db);
+    }
+    Err(format!("the database lacks {}: run `identity migrate`", pending.join(", ")).into())
+}
+
 async fn connect(config: &Config) -> Result<Db, Cause> {
     let database = &config.database;
     let url = match &database.store {
@@ -255,7 +260,7 @@ async fn connect(config: &Config) -> Result<Db, Cause> {
 
 /// An error of the database, with its place: an operator may have several.
 fn at(config: &Config, error: &Error) -> Cause {
-    format!("{}: {}", config.database.store, api::status::Chain(error)).into()
+    format!("{}: {}", config.database.store, Chain(error)).into()
 }
 
 /// An address to call the service at that listens there.

@@ -2,7 +2,7 @@
 //!
 //! The texts of a variant's `Display` are for the log. What a client reads is chosen in `api::status`.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -200,5 +200,20 @@ fn store_is_away(error: &sqlx::Error) -> bool {
             _ => code.parse::<i32>().is_ok_and(|code| [5, 6, 10, 13, 14].contains(&(code & 0xff))),
         }),
         _ => false,
+    }
+}
+
+/// An error and all that lies under it, on one line: for the log.
+pub struct Chain<'a>(pub &'a (dyn std::error::Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut next = self.0.source();
+        while let Some(error) = next {
+            write!(f, ": {error}")?;
+            next = error.source();
+        }
+        Ok(())
     }
 }

@@ -6,7 +6,6 @@
 use std::{
     collections::VecDeque,
     io,
-    num::NonZeroUsize,
     panic::{self, AssertUnwindSafe},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
     thread,
@@ -16,9 +15,6 @@ use argon2::Block;
 use tokio::sync::oneshot;
 
 use crate::error::{Dependency, Error, Result};
-
-/// How many jobs may wait for each thread by default. At 15 ms a hash the last of them waits for about a second.
-pub const QUEUE_PER_THREAD: usize = 64;
 
 /// What is added to the niceness of a hashing thread.
 #[cfg(target_os = "linux")]
@@ -56,11 +52,6 @@ struct Job {
 /// What the clones of a pool share, and its threads don't: its end is theirs.
 struct Handle {
     shared: Arc<Shared>,
-}
-
-/// As many hashing threads as there are cores to run them.
-pub fn default_threads() -> usize {
-    thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
 impl HashPool {

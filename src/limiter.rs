@@ -7,7 +7,7 @@ use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasher, Hash, RandomState},
     net::{IpAddr, Ipv6Addr},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -20,7 +20,7 @@ use crate::{
 
 /// Up to this count each time is remembered.
 const EXACT_UP_TO: u32 = 100;
-/// How many callers are remembered at most; beyond, those who were not seen for longest make room. At 64 to 900 bytes
+/// How many callers are remembered at most in each table; beyond, those who were not seen for longest make room. At 64 to 900 bytes
 /// each, this bounds the memory.
 const MAX_KEYS: usize = 1 << 18;
 const SHARDS: usize = 64;
@@ -30,7 +30,9 @@ const LOGIN_PER_CLIENT: u32 = 50;
 
 pub struct Limiter {
     config: config::Limits,
-    shards: Box<[Mutex<HashMap<u64, Window>>]>,
+    calls: Table,
+    /// Logins and registrations, apart: however many callers there are, none of them pushes a failed login out.
+    attempts: Table,
     /// Keyed afresh in each process, so that nobody can choose keys that collide.
     hasher: RandomState,
 }
@@ -62,8 +64,7 @@ pub struct Reservation {
 
 impl Limiter {
     pub fn new(config: config::Limits) -> Self {
-        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { config, shards, hasher: RandomState::new() }
+        Self { config, calls: Table::default(), attempts: Table::default(), hasher: RandomState::new() }
     }
 
     /// Counts a call by its user, or by its client where there is no user.
@@ -73,18 +74,18 @@ impl Limiter {
     pub fn count_call(&self, user_id: Option<i64>, client: IpAddr, now: DateTime<Utc>) -> Result<()> {
         match (user_id, self.config.api) {
             (_, None) => Ok(()),
-            (Some(id), Some(rate)) => self.take(&Key::User(id), rate, now).map(drop),
+            (Some(id), Some(rate)) => self.calls.take(self.key(&Key::User(id)), rate, now).map(drop),
             (None, Some(_)) if self.is_exempt(client) => Ok(()),
-            (None, Some(rate)) => self.take(&Key::Client(network(client)), rate, now).map(drop),
+            (None, Some(rate)) => self.calls.take(self.key(&Key::Client(network(client))), rate, now).map(drop),
         }
     }
 
-    /// Counts a look at a token, by the token.
+    /// Counts a look at a good token, by its `jti`.
     ///
     /// # Errors
     /// `Throttled` if it is one too many.
-    pub fn count_token(&self, token: &str, now: DateTime<Utc>) -> Result<()> {
-        self.config.api.map_or(Ok(()), |rate| self.take(&Key::Token(token), rate, now).map(drop))
+    pub fn count_token(&self, jti: &str, now: DateTime<Utc>) -> Result<()> {
+        self.config.api.map_or(Ok(()), |rate| self.calls.take(self.key(&Key::Token(jti)), rate, now).map(drop))
     }
 
     /// Counts a registration as if it had happened; one refused for a field's value is given back.
@@ -93,7 +94,9 @@ impl Limiter {
     /// `Throttled` if it is one too many.
     pub fn reserve_registration(&self, client: IpAddr, now: DateTime<Utc>) -> Result<Reservation> {
         let taken = match self.config.register {
-            Some(rate) if !self.is_exempt(client) => vec![self.take(&Key::Register(network(client)), rate, now)?],
+            Some(rate) if !self.is_exempt(client) => {
+                vec![self.attempts.take(self.key(&Key::Register(network(client))), rate, now)?]
+            }
             _ => Vec::new(),
         };
         Ok(Reservation { taken, address: None })
@@ -110,10 +113,14 @@ impl Limiter {
             return Ok(reservation);
         }
         let client = network(client);
-        let address = self.take(&Key::Login { address: email_key, client }, rate, now)?;
+        let address = self.attempts.take(self.key(&Key::Login { address: email_key, client }), rate, now)?;
         reservation.taken.push(address);
         reservation.address = Some(address.0);
-        match self.take(&Key::LoginClient(client), Rate { count: LOGIN_PER_CLIENT.max(rate.count), ..rate }, now) {
+        match self.attempts.take(
+            self.key(&Key::LoginClient(client)),
+            Rate { count: LOGIN_PER_CLIENT.max(rate.count), ..rate },
+            now,
+        ) {
             Ok(taken) => reservation.taken.push(taken),
             Err(throttled) => {
                 self.give_back(reservation);
@@ -129,7 +136,7 @@ impl Limiter {
             return;
         }
         if let Some(address) = reservation.address {
-            self.shard(address).lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
+            self.attempts.shard(address).remove(&address);
         }
         self.give_back(reservation);
     }
@@ -137,7 +144,7 @@ impl Limiter {
     /// Undoes a count.
     pub fn give_back(&self, reservation: Reservation) {
         for (key, at) in reservation.taken {
-            match self.shard(key).lock().unwrap_or_else(PoisonError::into_inner).get_mut(&key) {
+            match self.attempts.shard(key).get_mut(&key) {
                 Some(Window::Times(times)) => {
                     if let Some(place) = times.iter().rposition(|time| *time == at) {
                         times.remove(place);
@@ -153,11 +160,25 @@ impl Limiter {
         self.config.exempt.iter().any(|network| network.contains(&client))
     }
 
+    fn key(&self, key: &Key<'_>) -> u64 {
+        self.hasher.hash_one(key)
+    }
+}
+
+/// Callers by their keys, in parts that are locked one by one.
+struct Table(Box<[Mutex<HashMap<u64, Window>>]>);
+
+impl Default for Table {
+    fn default() -> Self {
+        Self((0..SHARDS).map(|_| Mutex::default()).collect())
+    }
+}
+
+impl Table {
     /// Counts one, and tells under which key and time, so that it can be given back.
-    fn take(&self, key: &Key<'_>, rate: Rate, now: DateTime<Utc>) -> Result<(u64, i64)> {
-        let key = self.hasher.hash_one(key);
+    fn take(&self, key: u64, rate: Rate, now: DateTime<Utc>) -> Result<(u64, i64)> {
         let (now, length) = (now.timestamp_micros(), i64::try_from(rate.per.as_micros()).unwrap_or(i64::MAX));
-        let mut shard = self.shard(key).lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shard = self.shard(key);
         if shard.len() >= MAX_KEYS / SHARDS && !shard.contains_key(&key) {
             make_room(&mut shard);
         }
@@ -170,9 +191,9 @@ impl Limiter {
         }
     }
 
-    fn shard(&self, key: u64) -> &Mutex<HashMap<u64, Window>> {
+    fn shard(&self, key: u64) -> MutexGuard<'_, HashMap<u64, Window>> {
         let [low, ..] = key.to_le_bytes();
-        &self.shards[usize::from(low) % SHARDS]
+        self.0[usize::from(low) % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,7 +4,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use identity::cli::{Cli, Failure};
+use identity::{
+    cli::{Cli, Failure},
+    error::Chain,
+};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -15,7 +18,7 @@ async fn main() -> ExitCode {
             ExitCode::from(2)
         }
         Err(Failure::Other(error)) => {
-            eprintln!("identity: {}", identity::api::status::Chain(&*error));
+            eprintln!("identity: {}", Chain(&*error));
             ExitCode::FAILURE
         }
     }

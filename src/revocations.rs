@@ -14,7 +14,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
+use sea_orm::{ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -33,6 +33,8 @@ const POLL_TIMEOUT: Duration = Duration::from_secs(2);
 const STALE_AFTER: Duration = Duration::from_secs(5);
 /// How far back each poll reads again: a row can become visible after rows with higher ids, but no transaction lasts so long.
 const OVERLAP: Duration = Duration::from_secs(10);
+/// How far the clocks of two replicas may be apart; and a token's time is in whole seconds.
+const CLOCK_SKEW: chrono::Duration = chrono::Duration::seconds(5);
 /// How often rows that ran out are forgotten.
 const FORGET_EVERY: Duration = Duration::from_mins(1);
 
@@ -40,6 +42,7 @@ const FORGET_EVERY: Duration = Duration::from_mins(1);
 #[derive(Debug, Clone, Copy)]
 pub struct Revocation {
     subject: Subject,
+    changed_at: DateTime<Utc>,
     /// No access token that this concerns lives longer.
     expires_at: DateTime<Utc>,
 }
@@ -52,17 +55,17 @@ enum Subject {
 
 impl Revocation {
     /// The session is over.
-    pub fn of_session(id: Uuid, expires_at: DateTime<Utc>) -> Self {
-        Self { subject: Subject::Session(id), expires_at }
+    pub fn of_session(id: Uuid, now: DateTime<Utc>, expires_at: DateTime<Utc>) -> Self {
+        Self { subject: Subject::Session(id), changed_at: now, expires_at }
     }
 
     /// The user's roles, address or standing changed: what a token says of it must be looked up.
-    pub fn of_user(id: i64, expires_at: DateTime<Utc>) -> Self {
-        Self { subject: Subject::User(id), expires_at }
+    pub fn of_user(id: i64, now: DateTime<Utc>, expires_at: DateTime<Utc>) -> Self {
+        Self { subject: Subject::User(id), changed_at: now, expires_at }
     }
 
     /// Writes the row, within the transaction of the change.
-    pub async fn write(self, tx: &Tx, now: DateTime<Utc>) -> Result<Self> {
+    pub async fn write(self, tx: &Tx) -> Result<Self> {
         let (kind, session_id, user_id) = match self.subject {
             Subject::Session(id) => (Kind::Session, Some(id), None),
             Subject::User(id) => (Kind::UserChanged, None, Some(id)),
@@ -71,7 +74,7 @@ impl Revocation {
             kind: Set(kind),
             session_id: Set(session_id),
             user_id: Set(user_id),
-            created_at: Set(now),
+            created_at: Set(self.changed_at),
             expires_at: Set(self.expires_at),
             ..Default::default()
         };
@@ -84,7 +87,7 @@ impl Revocation {
             Kind::Session => Subject::Session(row.session_id?),
             Kind::UserChanged => Subject::User(row.user_id?),
         };
-        Some(Self { subject, expires_at: row.expires_at })
+        Some(Self { subject, changed_at: row.created_at, expires_at: row.expires_at })
     }
 }
 
@@ -110,8 +113,26 @@ pub struct Revocations {
 
 #[derive(Default)]
 struct Held {
+    /// When each entry runs out.
     sessions: HashMap<Uuid, DateTime<Utc>>,
-    users: HashMap<i64, DateTime<Utc>>,
+    /// When each user last changed, and when the entry runs out.
+    users: HashMap<i64, (DateTime<Utc>, DateTime<Utc>)>,
+}
+
+impl Held {
+    fn take(&mut self, revocation: Revocation) {
+        let Revocation { subject, changed_at, expires_at } = revocation;
+        match subject {
+            Subject::Session(id) => {
+                let held = self.sessions.entry(id).or_insert(expires_at);
+                *held = expires_at.max(*held);
+            }
+            Subject::User(id) => {
+                let held = self.users.entry(id).or_insert((changed_at, expires_at));
+                *held = (changed_at.max(held.0), expires_at.max(held.1));
+            }
+        }
+    }
 }
 
 /// Where the polls of the last seconds stood.
@@ -132,27 +153,26 @@ impl Revocations {
             fresh_at_ms: AtomicU64::new(0),
         };
         let now = clock.now();
-        let rows = revocation::Entity::find()
-            .filter(revocation::Column::ExpiresAt.gt(now))
-            .order_by_asc(revocation::Column::Id)
-            .all(db.reader())
-            .await?;
         // Nothing is known yet of the polls before this one: the rows of the last half minute are read again, which
         // is more than the overlap by as much as clocks may differ.
-        let settled = rows.iter().filter(|row| row.created_at < now - chrono::Duration::seconds(30));
-        let low = settled.map(|row| row.id).max().unwrap_or_default();
-        feed.lock_polls().seen.push_back((started, low));
-        for revocation in rows.iter().filter_map(Revocation::read) {
-            feed.apply(revocation);
-        }
+        let settled: Option<i64> = revocation::Entity::find()
+            .select_only()
+            .column(revocation::Column::Id)
+            .filter(revocation::Column::CreatedAt.lt(now - chrono::Duration::seconds(30)))
+            .order_by_desc(revocation::Column::CreatedAt)
+            .into_tuple()
+            .one(db.reader())
+            .await?;
+        feed.lock_polls().seen.push_back((started, settled.unwrap_or_default()));
+        feed.take_all(&rows_above(db, 0, now).await?);
         Ok(feed)
     }
 
-    /// What the feed says of a token of this session and user.
+    /// What the feed says of a token of this session and user, issued then.
     ///
     /// # Errors
     /// `Unavailable` if the feed is too old to be trusted.
-    pub fn verdict(&self, session_id: Uuid, user_id: i64) -> Result<Verdict> {
+    pub fn verdict(&self, session_id: Uuid, user_id: i64, issued_at: DateTime<Utc>) -> Result<Verdict> {
         let age =
             self.started.elapsed().saturating_sub(Duration::from_millis(self.fresh_at_ms.load(Ordering::Acquire)));
         if age > STALE_AFTER {
@@ -161,7 +181,7 @@ impl Revocations {
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
         Ok(if held.sessions.contains_key(&session_id) {
             Verdict::Ended
-        } else if held.users.contains_key(&user_id) {
+        } else if held.users.get(&user_id).is_some_and(|(changed_at, _)| issued_at <= *changed_at + CLOCK_SKEW) {
             Verdict::Changed
         } else {
             Verdict::Unchanged
@@ -170,13 +190,12 @@ impl Revocations {
 
     /// Takes note of a change whose transaction has committed.
     pub fn apply(&self, revocation: Revocation) {
+        self.held.write().unwrap_or_else(PoisonError::into_inner).take(revocation);
+    }
+
+    fn take_all(&self, rows: &[revocation::Model]) {
         let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
-        let (Revocation { subject, expires_at }, later) =
-            (revocation, |at: &mut DateTime<Utc>| *at = (*at).max(revocation.expires_at));
-        match subject {
-            Subject::Session(id) => held.sessions.entry(id).and_modify(later).or_insert(expires_at),
-            Subject::User(id) => held.users.entry(id).and_modify(later).or_insert(expires_at),
-        };
+        rows.iter().filter_map(Revocation::read).for_each(|revocation| held.take(revocation));
     }
 
     /// Reads what others wrote since.
@@ -190,16 +209,10 @@ impl Revocations {
             let edge = |entry: Option<&(Instant, i64)>| entry.map_or(0, |(_, id)| *id);
             (edge(polls.seen.front()), edge(polls.seen.back()))
         };
-        let query = revocation::Entity::find()
-            .filter(revocation::Column::Id.gt(low))
-            .order_by_asc(revocation::Column::Id)
-            .all(db.reader());
-        let rows = tokio::time::timeout(POLL_TIMEOUT, query)
+        let rows = tokio::time::timeout(POLL_TIMEOUT, rows_above(db, low, clock.now()))
             .await
             .map_err(|late| Error::Unavailable { what: Dependency::Database, cause: Some(late.into()) })??;
-        for revocation in rows.iter().filter_map(Revocation::read) {
-            self.apply(revocation);
-        }
+        self.take_all(&rows);
         let high = rows.last().map_or(high, |row| row.id.max(high));
         let forget = {
             let mut polls = self.lock_polls();
@@ -214,7 +227,7 @@ impl Revocations {
             let now = clock.now();
             let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
             held.sessions.retain(|_, expires_at| *expires_at > now);
-            held.users.retain(|_, expires_at| *expires_at > now);
+            held.users.retain(|_, (_, expires_at)| *expires_at > now);
         }
         // As of when it was asked: what was written since may be missing.
         let fresh_at = asked_at.duration_since(self.started).as_millis();
@@ -225,4 +238,13 @@ impl Revocations {
     fn lock_polls(&self) -> std::sync::MutexGuard<'_, Polls> {
         self.polls.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The rows above this id that still matter, oldest first.
+async fn rows_above(db: &Db, id: i64, now: DateTime<Utc>) -> Result<Vec<revocation::Model>> {
+    let rows = revocation::Entity::find()
+        .filter(revocation::Column::Id.gt(id))
+        .filter(revocation::Column::ExpiresAt.gt(now))
+        .order_by_asc(revocation::Column::Id);
+    Ok(rows.all(db.reader()).await?)
 }

@@ -1,8 +1,17 @@
 //! The listener: sockets in, the router behind them, and an orderly end.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::Router;
+use futures_util::FutureExt;
 use http_body_util::BodyExt;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -12,6 +21,7 @@ use hyper_util::{
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
+    task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -19,10 +29,10 @@ use tower::ServiceExt;
 use crate::{
     api::{gate::Peer, router},
     app::App,
-    error::Cause,
+    error::{Cause, Chain},
 };
 
-/// How long a client may take over the head of a request.
+/// How long a client may take over the head of a request, the first one included.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many connections are served at once; more wait in the kernel.
 const MAX_CONNECTIONS: usize = 10_000;
@@ -57,9 +67,10 @@ impl Server {
     /// Serves until `stop`; then accepts nothing more, lets what runs finish, and closes the stores.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Cause> {
         let (router, health) = router::router(&self.app).await?;
+        let died = CancellationToken::new();
         let background = [
-            tokio::spawn(Arc::clone(&self.app).follow_revocations(stop.clone())),
-            tokio::spawn(Arc::clone(&self.app).deliver_outbox(stop.clone())),
+            supervise(Arc::clone(&self.app).follow_revocations(stop.clone()), &stop, &died),
+            supervise(Arc::clone(&self.app).deliver_outbox(stop.clone()), &stop, &died),
         ];
         let connections = GracefulShutdown::new();
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -76,17 +87,28 @@ impl Server {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of file handles, most likely: a moment's rest, and those in use come back.
-                    tracing::error!(error = &*error as &dyn std::error::Error, "a connection can't be accepted");
+                    tracing::error!(error = %Chain(&*error), "a connection can't be accepted");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
             };
-            let service = TowerToHyperService::new(with_peer(router.clone(), peer));
+            let has_asked = Arc::new(AtomicBool::new(false));
+            let service = TowerToHyperService::new(with_peer(router.clone(), peer, Arc::clone(&has_asked)));
             let connection = http.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
             let connection = connections.watch(connection);
             tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%peer, %error, "a connection broke");
+                // The protocol is not known before the first bytes, and so neither is a protocol's own timeout.
+                let silence = async {
+                    tokio::time::sleep(HEADER_TIMEOUT).await;
+                    if has_asked.load(Ordering::Relaxed) {
+                        std::future::pending::<()>().await;
+                    }
+                };
+                tokio::select! {
+                    ended = connection => if let Err(error) = ended {
+                        tracing::debug!(%peer, %error, "a connection broke");
+                    },
+                    () = silence => tracing::debug!(%peer, "a connection asked for nothing and was closed"),
                 }
                 drop(place);
             });
@@ -108,7 +130,11 @@ impl Server {
         if tokio::time::timeout(DRAIN_TIMEOUT, self.app.close()).await.is_err() {
             tracing::error!("some changes did not finish in time");
         }
-        Ok(())
+        if died.is_cancelled() {
+            Err("a task of the service ended by itself; the log says which".into())
+        } else {
+            Ok(())
+        }
     }
 
     async fn accept(
@@ -123,10 +149,29 @@ impl Server {
     }
 }
 
-/// The router for one connection: each of its requests knows the peer.
+/// Runs what the service can't do without: if it ends before `stop`, the service stops too, and is started again by
+/// whoever watches over it.
+fn supervise(
+    task: impl Future<Output = ()> + Send + 'static,
+    stop: &CancellationToken,
+    died: &CancellationToken,
+) -> JoinHandle<()> {
+    let (stop, died) = (stop.clone(), died.clone());
+    tokio::spawn(async move {
+        let ended = AssertUnwindSafe(task).catch_unwind().await;
+        if !stop.is_cancelled() {
+            tracing::error!(panicked = ended.is_err(), "a task of the service ended by itself: stopping");
+            died.cancel();
+            stop.cancel();
+        }
+    })
+}
+
+/// The router for one connection: each of its requests knows the peer, and is noticed.
 fn with_peer(
     router: Router,
     peer: SocketAddr,
+    has_asked: Arc<AtomicBool>,
 ) -> impl tower::Service<
     http::Request<hyper::body::Incoming>,
     Response = axum::response::Response,
@@ -135,6 +180,7 @@ fn with_peer(
 > + Clone
 + Send {
     router.map_request(move |mut request: http::Request<hyper::body::Incoming>| {
+        has_asked.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(Peer(peer));
         request.map(|body| axum::body::Body::new(body.map_err(axum::Error::new)))
     })

@@ -92,8 +92,8 @@ impl AuthService for Api {
         &self,
         request: Request<pb::VerifyTokenRequest>,
     ) -> Result<Response<pb::VerifyTokenResponse>, Status> {
-        let (_, token) = parse(request, |verify, errors| required_token("token", verify.token, errors))?;
-        let verified = self.app.verify_token(&token).await?;
+        let (call, token) = parse(request, |verify, errors| required_token("token", verify.token, errors))?;
+        let verified = self.app.verify_token(&call, &token).await?;
         Ok(Response::new(pb::VerifyTokenResponse {
             user_id: verified.user_id,
             token_type: verified.kind.as_str().into(),

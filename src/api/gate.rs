@@ -18,12 +18,14 @@ use std::{
 };
 
 use axum::{
+    body::Body,
     extract::{Request, State},
     middleware::Next,
     response::Response,
 };
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use http_body_util::{BodyExt, Limited};
 use tokio::time::Instant;
 use tonic::Status;
 use tracing::Instrument;
@@ -32,7 +34,7 @@ use super::{policies, status};
 use crate::{
     app::App,
     domain::caller::{Call, Caller, RequestId},
-    error::{AuthFailure, Denial, Error, Result},
+    error::{AuthFailure, Chain, Denial, Error, Result},
 };
 
 /// Who may call an rpc. Finer rules stand with their subject in the domain.
@@ -46,17 +48,14 @@ pub enum Access {
     Admin,
 }
 
-/// Which limit counts a call, beside the general one.
+/// What counts a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
-    /// The general limit alone.
+    /// The general limit: by user, or by client where there is no user.
     Api,
-    Login,
-    Register,
-    Verification,
-    /// The general limit, counted by the token in the request.
-    Token,
-    /// Not counted at all.
+    /// A rule of the domain, in place of the general limit: the key is in the request.
+    ByRule,
+    /// Nothing.
     None,
 }
 
@@ -103,6 +102,11 @@ pub struct Gate {
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// How much of a refused request's body is read, and for how long, to spare its connection.
+const DISCARD_MAX_BYTES: usize = 65_536;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
+/// What gRPC puts before a message.
+const GRPC_FRAME_HEAD_BYTES: usize = 5;
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 impl Gate {
@@ -121,31 +125,36 @@ impl Gate {
         let span = tracing::info_span!("call", rpc = policy.rpc, request_id = request_id.as_str());
         async move {
             let client = self.client(&request);
-            let admitted = self.admit(policy, request.headers(), client).await;
-            let user_id = admitted.as_ref().ok().and_then(|c| c.as_ref()).map(|c| c.user_id);
-            let mut response = match admitted {
-                Ok(caller) => {
-                    let call = Call {
-                        request_id: request_id.clone(),
-                        client,
-                        user_agent: request.headers().get(header::USER_AGENT).cloned(),
-                        authority: authority(&request),
-                        is_secure: self.is_secure(&request),
-                        caller,
-                    };
-                    let deadline = deadline(face, policy, request.headers());
-                    request.extensions_mut().insert(Arc::new(call));
-                    let handled = AssertUnwindSafe(handler(request)).catch_unwind();
-                    match tokio::time::timeout(deadline, handled).await {
-                        Ok(Ok(response)) => response,
-                        Ok(Err(_panic)) => refuse(face, Error::internal("the handler panicked")),
-                        Err(_elapsed) => refuse(face, Error::DeadlineExceeded),
+            let mut line = LogLine { face, policy, client, user_id: None, started, is_written: false };
+            let deadline = deadline(face, policy, request.headers());
+            let answered = async {
+                let caller = match self.admit(policy, request.headers(), client).await {
+                    Ok(caller) => caller,
+                    Err(error) => {
+                        discard_body(request).await;
+                        return refuse(face, error);
                     }
-                }
-                Err(error) => refuse(face, error),
+                };
+                line.user_id = caller.as_ref().map(|caller| caller.user_id);
+                let call = Call {
+                    request_id: request_id.clone(),
+                    client,
+                    user_agent: request.headers().get(header::USER_AGENT).cloned(),
+                    authority: authority(&request),
+                    is_secure: self.is_secure(&request),
+                    caller,
+                };
+                request.extensions_mut().insert(Arc::new(call));
+                handler(request).await
+            };
+            let answered = tokio::time::timeout(deadline, AssertUnwindSafe(answered).catch_unwind()).await;
+            let mut response = match answered {
+                Ok(Ok(response)) => response,
+                Ok(Err(_panic)) => refuse(face, Error::internal("the handler panicked")),
+                Err(_elapsed) => refuse(face, Error::DeadlineExceeded),
             };
             response.headers_mut().insert(X_REQUEST_ID, request_id.into_header());
-            log(face, policy, &response, user_id, client, started.elapsed());
+            line.write(&response);
             response
         }
         .instrument(span)
@@ -161,7 +170,7 @@ impl Gate {
                 Err(failure) => Err(Error::Unauthenticated(failure)),
             },
         };
-        if !matches!(policy.limit, Limit::Token | Limit::None) {
+        if policy.limit == Limit::Api {
             let user_id = caller.as_ref().ok().and_then(|c| c.as_ref()).map(|c| c.user_id);
             self.app.limiter.count_call(user_id, client, self.app.clock.now())?;
         }
@@ -182,18 +191,21 @@ impl Gate {
         if forwarded.iter().next().is_none() {
             return peer;
         }
-        if !self.trusts(peer) {
+        if !self.app.config.trusts_proxy(peer) {
             if !self.warned.swap(true, Ordering::Relaxed) {
                 tracing::warn!(%peer, "x-forwarded-for from an address that TRUSTED_PROXIES doesn't name is ignored, here and later");
             }
             return peer;
         }
         let mut nearest = peer;
-        let lines: Vec<_> = forwarded.iter().filter_map(|line| line.to_str().ok()).collect();
-        for hop in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
-            let Ok(ip) = hop.trim().parse::<IpAddr>() else { break };
+        // Byte by byte: what somebody put before it must not hide what our proxy put at the end.
+        let lines: Vec<_> = forwarded.iter().map(HeaderValue::as_bytes).collect();
+        for hop in lines.iter().rev().flat_map(|line| line.rsplit(|byte| *byte == b',')) {
+            let Some(ip) = std::str::from_utf8(hop).ok().and_then(|hop| hop.trim().parse::<IpAddr>().ok()) else {
+                break;
+            };
             nearest = ip.to_canonical();
-            if !self.trusts(nearest) {
+            if !self.app.config.trusts_proxy(nearest) {
                 break;
             }
         }
@@ -202,11 +214,8 @@ impl Gate {
 
     /// The caller reached the proxy in front of us over TLS.
     fn is_secure(&self, request: &Request) -> bool {
-        self.trusts(peer(request)) && request.headers().get(X_FORWARDED_PROTO).is_some_and(|proto| proto == "https")
-    }
-
-    fn trusts(&self, ip: IpAddr) -> bool {
-        self.app.config.limits.trusted_proxies.iter().any(|network| network.contains(&ip))
+        self.app.config.trusts_proxy(peer(request))
+            && request.headers().get(X_FORWARDED_PROTO).is_some_and(|proto| proto == "https")
     }
 }
 
@@ -222,6 +231,8 @@ pub async fn grpc(State(gate): State<Gate>, request: Request, next: Next) -> Res
     let path = request.uri().path();
     match policies::by_path(path) {
         Some(policy) => {
+            let most = policy.max_request_bytes + GRPC_FRAME_HEAD_BYTES;
+            let request = request.map(|body| Body::new(Limited::new(body, most)));
             let handler = |request| async { status::own_words(next.run(request).await) };
             gate.pass(Face::Grpc, policy, request, handler).await
         }
@@ -231,7 +242,8 @@ pub async fn grpc(State(gate): State<Gate>, request: Request, next: Next) -> Res
         // These speak for themselves.
         None => {
             let policy = if path.starts_with("/grpc.health.") { &HEALTH } else { &REFLECTION };
-            gate.pass(Face::Grpc, policy, request, |request| next.run(request)).await
+            let handler = |request| async { status::own_words_on_faults(next.run(request).await) };
+            gate.pass(Face::Grpc, policy, request, handler).await
         }
     }
 }
@@ -299,28 +311,62 @@ fn parse_grpc_timeout(text: &str) -> Option<Duration> {
     })
 }
 
-/// The one line of a call. A fault brings its cause, which no client ever sees. What isn't counted is asked all the time
-/// by machines, and is worth a line only to whoever looks for it.
-fn log(face: Face, policy: &Policy, response: &Response, user_id: Option<i64>, client: IpAddr, took: Duration) {
-    let status = response.extensions().get::<Status>();
-    let cause = status.and_then(std::error::Error::source);
-    let is_fault = match (face, status) {
-        (_, Some(status)) => status::is_fault(status.code()),
-        (Face::Rest, None) => response.status().is_server_error(),
-        (Face::Grpc, None) => false,
-    };
-    let outcome: &dyn std::fmt::Debug = match (face, status) {
-        (Face::Grpc, Some(status)) => &status.code(),
-        (Face::Grpc, None) => &tonic::Code::Ok,
-        (Face::Rest, _) => &response.status(),
-    };
-    let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-    if is_fault {
-        let cause = cause.map(status::Chain);
-        tracing::error!(?face, ?outcome, took_us, %client, user_id, cause = cause.map(tracing::field::display), "call failed");
-    } else if policy.limit == Limit::None {
-        tracing::debug!(?face, ?outcome, took_us, %client, "call");
-    } else {
-        tracing::info!(?face, ?outcome, took_us, %client, user_id, "call");
+/// Takes what is left of a refused request off the wire, so that the connection can go on; within bounds.
+async fn discard_body(request: Request) {
+    let rest = Limited::new(request.into_body(), DISCARD_MAX_BYTES).collect();
+    // What is more, or comes slower, costs the client the connection.
+    let _ = tokio::time::timeout(DISCARD_TIMEOUT, rest).await;
+}
+
+/// The one line that a call leaves in the log, also where its client went away before the end. A fault brings its cause,
+/// which no client ever sees.
+struct LogLine {
+    face: Face,
+    policy: &'static Policy,
+    client: IpAddr,
+    user_id: Option<i64>,
+    started: Instant,
+    is_written: bool,
+}
+
+impl LogLine {
+    fn write(&mut self, response: &Response) {
+        self.is_written = true;
+        let Self { face, policy, client, user_id, .. } = *self;
+        let status = response.extensions().get::<Status>();
+        let is_fault = match (face, status) {
+            (_, Some(status)) => status::is_fault(status.code()),
+            (Face::Rest, None) => response.status().is_server_error(),
+            (Face::Grpc, None) => false,
+        };
+        let outcome: &dyn std::fmt::Debug = match (face, status) {
+            (Face::Grpc, Some(status)) => &status.code(),
+            (Face::Grpc, None) => &tonic::Code::Ok,
+            (Face::Rest, _) => &response.status(),
+        };
+        let took_us = self.took_us();
+        if is_fault {
+            let cause = status.and_then(std::error::Error::source).map(Chain);
+            let cause = cause.map(tracing::field::display);
+            tracing::error!(?face, ?outcome, took_us, %client, user_id, cause, "call failed");
+        } else if policy.limit == Limit::None {
+            // Asked all the time by machines: worth a line only to whoever looks for it.
+            tracing::debug!(?face, ?outcome, took_us, %client, "call");
+        } else {
+            tracing::info!(?face, ?outcome, took_us, %client, user_id, "call");
+        }
+    }
+
+    fn took_us(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Drop for LogLine {
+    fn drop(&mut self) {
+        if !self.is_written {
+            let Self { face, client, user_id, .. } = *self;
+            tracing::info!(?face, outcome = "Cancelled", took_us = self.took_us(), %client, user_id, "call");
+        }
     }
 }

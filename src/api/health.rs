@@ -6,7 +6,7 @@ use axum::{Router, body::Body, extract::Request, response::Response, routing};
 use http::{HeaderValue, StatusCode, header};
 
 use super::gate::{Face, Gate, Limit, Policy};
-use crate::app::App;
+use crate::{app::App, error::Chain};
 
 static HEALTH: Policy = Policy::open("Health", Limit::None);
 
@@ -26,7 +26,7 @@ async fn health(app: Arc<App>) -> Response {
     let (status, body) = match app.db.ping(DATABASE_TIMEOUT).await {
         Ok(()) => (StatusCode::OK, r#"{"status":"ok","database":"ok","cache":"ok"}"#),
         Err(error) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "unhealthy");
+            tracing::warn!(error = %Chain(&error), "unhealthy");
             (StatusCode::SERVICE_UNAVAILABLE, r#"{"status":"unavailable","database":"unavailable","cache":"ok"}"#)
         }
     };

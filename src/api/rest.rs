@@ -20,6 +20,10 @@ use crate::error::FieldErrors;
 
 /// Nothing that is a request of ours nests deeper.
 const MAX_JSON_DEPTH: usize = 32;
+/// Nothing that is a request of ours has more fields, known and unknown; and each is held against all the others.
+const MAX_FIELDS: usize = 256;
+/// A file doesn't travel in JSON, so nothing that does is larger, whatever the route takes as a form.
+const MAX_JSON_BYTES: usize = 65_536;
 
 /// A REST route, as its annotation describes it.
 pub struct Route {
@@ -238,7 +242,7 @@ async fn read<Q: Bind>(route: &Route, request: Request) -> Result<tonic::Request
         }
         Body::Json | Body::JsonOrForm => match media_type(&parts) {
             MediaType::Json => {
-                bytes = whole_body(&parts, body, route.policy.max_request_bytes).await?;
+                bytes = whole_body(&parts, body, route.policy.max_request_bytes.min(MAX_JSON_BYTES)).await?;
                 fields.items = json_fields(&bytes)?;
             }
             MediaType::Form(boundary) if route.body == Body::JsonOrForm => {
@@ -304,7 +308,9 @@ fn json_fields(bytes: &[u8]) -> Result<Vec<(Cow<'_, str>, Value<'_>)>, Refusal> 
     }
     let object: RawObject<'_> = serde_json::from_slice(bytes).map_err(|error| {
         Refusal::Malformed(match error.classify() {
-            serde_json::error::Category::Data => "The body must be one JSON object, its keys all different.".to_owned(),
+            serde_json::error::Category::Data => {
+                format!("The body must be one JSON object of at most {MAX_FIELDS} keys, all different.")
+            }
             _ => format!("The body is not valid JSON: line {}, column {}.", error.line(), error.column()),
         })
     })?;
@@ -347,6 +353,9 @@ impl<'de: 'a, 'a> Deserialize<'de> for RawObject<'a> {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut entries: Vec<(Cow<'de, str>, &'de RawValue)> = Vec::with_capacity(8);
                 while let Some((key, value)) = map.next_entry::<String, _>()? {
+                    if entries.len() == MAX_FIELDS {
+                        return Err(serde::de::Error::custom("too many keys"));
+                    }
                     // Which of two values counts is a question that two parsers answer differently.
                     if entries.iter().any(|(other, _)| *other == key) {
                         return Err(serde::de::Error::custom("a key comes twice"));
@@ -366,6 +375,9 @@ async fn form_fields<'a>(bytes: Bytes, boundary: String) -> Result<Vec<(Cow<'a, 
     let mut form = multer::Multipart::new(body, boundary);
     let mut fields: Vec<(Cow<'a, str>, Value<'a>)> = Vec::new();
     while let Some(part) = form.next_field().await.map_err(malformed)? {
+        if fields.len() == MAX_FIELDS {
+            return Err(Refusal::Malformed(format!("The form has more than {MAX_FIELDS} parts.")));
+        }
         let Some(name) = part.name().map(str::to_owned) else { continue };
         if fields.iter().any(|(other, _)| *other == name) {
             return Err(Refusal::Malformed("A part of the form comes twice.".into()));

@@ -3,7 +3,7 @@
 //! Every text here is a promise. The cause of a fault is not among them: it stays with the status as its source, and the
 //! gate writes it to the log.
 
-use std::{borrow::Cow, collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -236,9 +236,34 @@ pub fn own_words(response: Response) -> Response {
             refusal.headers_mut().insert("grpc-accept-encoding", HeaderValue::from_static("identity"));
             refusal
         }
+        _ if ran_over(status) => {
+            edge_status(Code::OutOfRange, "TOO_LARGE", "The request message is too large").into_http()
+        }
         Code::OutOfRange => edge_status(Code::OutOfRange, "TOO_LARGE", "The request message is too large").into_http(),
-        _ => edge_status(Code::InvalidArgument, "MALFORMED", "The request message can't be decoded").into_http(),
+        _ => {
+            tracing::debug!(%status, "a message can't be decoded");
+            edge_status(Code::InvalidArgument, "MALFORMED", "The request message can't be decoded").into_http()
+        }
     }
+}
+
+/// As [`own_words`], for services that are not ours and say `NOT_FOUND` and the like for themselves.
+pub fn own_words_on_faults(response: Response) -> Response {
+    let is_fault = response.extensions().get::<Status>().is_some_and(|status| is_fault(status.code()));
+    if is_fault { own_words(response) } else { response }
+}
+
+/// The request was longer than its rpc allows.
+fn ran_over(status: &Status) -> bool {
+    use std::error::Error as _;
+    let mut next = status.source();
+    while let Some(error) = next {
+        if error.is::<http_body_util::LengthLimitError>() {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// The answer to a gRPC call of an rpc that there is not.
@@ -286,19 +311,4 @@ fn in_words(delay: Duration) -> String {
 /// Rounded up.
 fn whole_seconds(delay: Duration) -> u64 {
     delay.as_secs() + u64::from(delay.subsec_nanos() > 0)
-}
-
-/// An error and all that lies under it, on one line.
-pub struct Chain<'a>(pub &'a (dyn std::error::Error + 'static));
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut next = self.0.source();
-        while let Some(error) = next {
-            write!(f, ": {error}")?;
-            next = error.source();
-        }
-        Ok(())
-    }
 }

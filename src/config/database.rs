@@ -48,29 +48,40 @@ pub(super) fn database(r: &mut Reader<impl Fn(&str) -> Option<String>>, data_dir
         &variables::POSTGRES_USER,
         &variables::POSTGRES_PASSWORD,
     ];
-    let idle: Vec<_> = parts.iter().filter(|part| r.is_set(part)).map(|part| part.name).collect();
+    let idle = r.set_among(&parts);
     let store = match (url, host) {
         (Some(store), _) => {
-            if !idle.is_empty() {
-                r.warn(format!("DATABASE_URL is set and outranks {}", idle.join(", ")));
+            if let Some(idle) = idle {
+                r.warn(format!("DATABASE_URL is set and outranks {idle}"));
             }
             store
         }
         (None, Some(host)) => Store::postgres(&host, port, &name, &user, password.as_ref()),
         (None, None) => {
-            if !idle.is_empty() {
-                r.warn(format!("POSTGRES_HOST is not set: SQLite it is, and nothing comes of {}", idle.join(", ")));
+            if let Some(idle) = idle {
+                r.warn(format!("POSTGRES_HOST is not set: SQLite it is, and nothing comes of {idle}"));
             }
             Store::Sqlite { path: data_dir.join("identity.db") }
         }
     };
+    let max_connections = r.number(&variables::DATABASE_MAX_CONNECTIONS, 1..=1000);
+    let is_sqlite = matches!(store, Store::Sqlite { .. });
+    // The default is meant for PostgreSQL.
+    if is_sqlite && r.is_set(&variables::DATABASE_MAX_CONNECTIONS) && max_connections > SQLITE_READERS {
+        r.warn(format!(
+            "DATABASE_MAX_CONNECTIONS: SQLite is read over {SQLITE_READERS} connections at most, and written over one"
+        ));
+    }
     Database {
         store,
         connection_max_age: r.value(&variables::POSTGRES_CONN_MAX_AGE, |text| parse::seconds(text, &(1..=86_400))),
-        max_connections: r.number(&variables::DATABASE_MAX_CONNECTIONS, 1..=1000),
+        max_connections,
         auto_migrate: r.value(&variables::AUTO_MIGRATE, parse::boolean),
     }
 }
+
+/// The number in `db.rs`, which lies above; a test holds them together.
+const SQLITE_READERS: u32 = 4;
 
 /// The store that a `DATABASE_URL` names.
 fn store(text: &str) -> Result<Store, Wrong> {

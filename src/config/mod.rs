@@ -7,6 +7,7 @@ mod database;
 mod environment;
 mod hosts;
 mod key;
+mod mail;
 mod parse;
 mod read;
 mod variables;
@@ -29,6 +30,8 @@ pub use database::{Database, Store};
 pub use environment::Environment;
 pub use hosts::AllowedHosts;
 pub use key::SecretKey;
+use mail::mail;
+pub use mail::{Mail, MailTransport, Smtp};
 use read::Reader;
 pub use read::{ConfigErrors, Mistake, Setting};
 pub use variables::{Fallback, Shown, VARIABLES, Variable};
@@ -139,29 +142,6 @@ impl Algorithm {
 }
 
 #[derive(Debug, Clone)]
-pub struct Mail {
-    pub transport: MailTransport,
-    pub from: String,
-}
-
-#[derive(Debug, Clone)]
-pub enum MailTransport {
-    Console,
-    /// One `.eml` a message in this folder.
-    File(PathBuf),
-    Smtp(Smtp),
-}
-
-#[derive(Debug, Clone)]
-pub struct Smtp {
-    pub host: String,
-    pub port: u16,
-    pub starttls: bool,
-    pub user: Option<String>,
-    pub password: Option<SecretString>,
-}
-
-#[derive(Debug, Clone)]
 pub struct Accounts {
     pub cookies: bool,
     pub privacy: Privacy,
@@ -241,6 +221,13 @@ pub struct Hashing {
     pub threads: usize,
     /// How many passwords may wait for a thread.
     pub queue: usize,
+}
+
+impl Hashing {
+    pub const MAX_MEMORY_KIB: u32 = 256 * 1024;
+    /// Memory in KiB × iterations: up to a second. No login may take the machine away.
+    pub const MAX_WORK: u64 = 1024 * 1024;
+    pub const MAX_PARALLELISM: u32 = 64;
 }
 
 /// Both keys of the service.
@@ -482,51 +469,15 @@ fn redis_url(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Option<SecretSt
     let url = r.optional(&variables::REDIS_URL, parse::redis_url);
     let host = r.optional(&variables::REDIS_HOST, parse::host);
     let port = r.value(&variables::REDIS_PORT, parse::port);
+    if url.is_none() && host.is_none() && r.is_set(&variables::REDIS_PORT) {
+        r.warn("REDIS_HOST is not set: nothing comes of REDIS_PORT");
+    }
     let url = url.or_else(|| match host? {
         host if host.contains(':') => Some(format!("redis://[{host}]:{port}")),
         host => Some(format!("redis://{host}:{port}")),
     })?;
     r.warn("Redis is set, but this release doesn't use it yet: each replica keeps counters and caches in process");
     Some(url.into())
-}
-
-fn mail(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Mail {
-    #[derive(Clone, Copy)]
-    enum Backend {
-        Smtp,
-        Console,
-        File,
-    }
-    let backends = [
-        ("smtp", Backend::Smtp),
-        ("console", Backend::Console),
-        ("file", Backend::File),
-        ("django.core.mail.backends.smtp.EmailBackend", Backend::Smtp),
-        ("django.core.mail.backends.console.EmailBackend", Backend::Console),
-        ("django.core.mail.backends.filebased.EmailBackend", Backend::File),
-    ];
-    let backend = r.optional(&variables::EMAIL_BACKEND, |text| parse::one_of(&backends, text));
-    let host = r.optional(&variables::EMAIL_HOST, parse::host);
-    let starttls = r.value(&variables::EMAIL_USE_TLS, parse::boolean);
-    let port = r.value_or(&variables::EMAIL_PORT, if starttls { 587 } else { 25 }, parse::port);
-    let user = r.optional(&variables::EMAIL_HOST_USER, parse::text);
-    let password = r.secret(&variables::EMAIL_HOST_PASSWORD);
-    let folder = r.optional(&variables::EMAIL_FILE_PATH, parse::text);
-    let from = r.value(&variables::DEFAULT_FROM_EMAIL, parse::sender);
-
-    let transport = match (backend, folder, host) {
-        (Some(Backend::Console), _, _) | (None, _, None) => MailTransport::Console,
-        (Some(Backend::File), Some(folder), _) => MailTransport::File(folder.into()),
-        (Some(Backend::File), None, _) => {
-            r.mistake(&variables::EMAIL_FILE_PATH, "it is not set, though EMAIL_BACKEND is file");
-            MailTransport::Console
-        }
-        (Some(Backend::Smtp), _, host) | (None, _, host @ Some(_)) => {
-            let host = host.unwrap_or_else(|| "localhost".into());
-            MailTransport::Smtp(Smtp { host, port, starttls, user, password })
-        }
-    };
-    Mail { transport, from }
 }
 
 fn accounts(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Accounts {
@@ -539,7 +490,7 @@ fn accounts(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Accounts {
     ];
     let roles = [("freelancer", SelfServiceRole::Freelancer), ("seller", SelfServiceRole::Seller)];
     let emails = [("masked", DirectoryEmails::Masked), ("full", DirectoryEmails::Full)];
-    Accounts {
+    let accounts = Accounts {
         cookies: r.value(&variables::AUTH_COOKIES, parse::boolean),
         privacy: r.value(&variables::AUTH_PRIVACY, |text| parse::one_of(&privacies, text)),
         require_verified: r.value(&variables::REQUIRE_VERIFIED, |text| parse::some_of(&needs, text)),
@@ -550,7 +501,12 @@ fn accounts(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Accounts {
             url if url.starts_with("file:") || url.starts_with("s3:") => Err("comes with a later release".into()),
             _ => Err("is unknown".into()),
         }),
+    };
+    // By default they are in the list, which is nobody's belief.
+    if r.is_set(&variables::REQUIRE_VERIFIED) && accounts.require_verified.contains(&NeedsVerified::SelfServiceRoles) {
+        r.warn("REQUIRE_VERIFIED names self_service_roles, but in this release users can't give themselves roles");
     }
+    accounts
 }
 
 fn limits(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Limits {
@@ -581,20 +537,30 @@ fn http(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Http {
 }
 
 fn hashing(r: &mut Reader<impl Fn(&str) -> Option<String>>, debug: bool) -> Hashing {
-    // What the domain's `Argon2Params` allow: no login may take the machine away.
-    const MOST_MEMORY: u32 = 256 * 1024;
-    const MOST_WORK: u64 = 1024 * 1024;
-    let parallelism = r.number(&variables::ARGON2_PARALLELISM, 1..=16);
-    // Beneath OWASP's recommendation only where nothing is at stake; argon2 itself wants 8 KiB a lane.
-    let (least_memory, least_iterations) = if debug { (8 * parallelism, 1) } else { (19_456, 2) };
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let memory_kib = r.number(&variables::ARGON2_MEMORY_KIB, least_memory..=MOST_MEMORY);
+    /// OWASP's recommendation (Password Storage Cheat Sheet), in KiB and passes.
+    const LEAST: (u32, u32) = (19_456, 2);
+    /// At 15 ms a hash the last of them waits for about a second.
+    const QUEUE_PER_THREAD: usize = 64;
+    let parallelism = r.number(&variables::ARGON2_PARALLELISM, 1..=Hashing::MAX_PARALLELISM);
+    // Cheaper only where nothing is at stake; argon2 itself wants 8 KiB a lane.
+    let (least_memory, least_iterations) = if debug { (8 * parallelism, 1) } else { LEAST };
+    let memory_kib = r.number(&variables::ARGON2_MEMORY_KIB, least_memory..=Hashing::MAX_MEMORY_KIB);
     let iterations = r.number(&variables::ARGON2_ITERATIONS, least_iterations..=100);
-    if u64::from(memory_kib) * u64::from(iterations) > MOST_WORK {
-        let wrong = format!("is too many: times ARGON2_MEMORY_KIB it must be at most {MOST_WORK}");
+    if u64::from(memory_kib) * u64::from(iterations) > Hashing::MAX_WORK {
+        let wrong = format!("is too many: times ARGON2_MEMORY_KIB it must be at most {}", Hashing::MAX_WORK);
         r.mistake(&variables::ARGON2_ITERATIONS, wrong);
     }
+    let cheap: Vec<_> = [("ARGON2_MEMORY_KIB", memory_kib < LEAST.0), ("ARGON2_ITERATIONS", iterations < LEAST.1)]
+        .into_iter()
+        .filter_map(|(name, is_cheap)| is_cheap.then_some(name))
+        .collect();
+    if !cheap.is_empty() {
+        let names = cheap.join(", ");
+        r.warn(format!("{names}: cheaper than DEBUG=false allows, and a stolen hash is cheaper to guess"));
+    }
+    let cores = thread::available_parallelism().map_or(1, usize::from);
     let threads = r.value_or(&variables::HASH_THREADS, cores, |text| parse::number(text, &(1..=1024)));
-    let queue = r.value_or(&variables::HASH_QUEUE, 64 * threads, |text| parse::number(text, &(1..=1_000_000)));
+    let queue =
+        r.value_or(&variables::HASH_QUEUE, QUEUE_PER_THREAD * threads, |text| parse::number(text, &(1..=1_000_000)));
     Hashing { memory_kib, iterations, parallelism, threads, queue }
 }

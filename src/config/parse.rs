@@ -11,6 +11,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use ipnet::IpNet;
+use lettre::message::Mailbox;
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
@@ -194,18 +195,11 @@ pub(super) fn redis_url(text: &str) -> Result<String> {
     Ok(text.into())
 }
 
-/// An address, bare or as `Name <address>`. It becomes a header, so it is one line.
+/// An address, bare or as `Name <address>`, that mail can be sent from. It becomes a header, so it is one line.
 pub(super) fn sender(text: &str) -> Result<String> {
-    let address = match text.strip_suffix('>').and_then(|rest| rest.rsplit_once('<')) {
-        Some((_, address)) => address,
-        None => text,
-    };
-    let parts = address.rsplit_once('@').filter(|(local, domain)| !local.is_empty() && !domain.is_empty());
-    let plain = !address.contains(|c: char| c.is_whitespace() || matches!(c, '<' | '>'));
-    if parts.is_some() && plain && !text.contains(char::is_control) {
-        Ok(text.into())
-    } else {
-        Err("is not an address".into())
+    match text.parse::<Mailbox>() {
+        Ok(_) if !text.contains(char::is_control) => Ok(text.into()),
+        _ => Err("is not an address".into()),
     }
 }
 

@@ -131,6 +131,12 @@ impl<L: Fn(&str) -> Option<String>> Reader<L> {
         self.settings.iter().any(|s| s.variable.name == variable.name && s.is_set)
     }
 
+    /// The names of those that are set, as a list to read; `None` if none is.
+    pub fn set_among<'v>(&self, variables: impl IntoIterator<Item = &'v &'static Variable>) -> Option<String> {
+        let set: Vec<_> = variables.into_iter().filter(|variable| self.is_set(variable)).map(|v| v.name).collect();
+        (!set.is_empty()).then(|| set.join(", "))
+    }
+
     pub fn mistake(&mut self, variable: &Variable, wrong: impl Into<String>) {
         self.mistakes.push(Mistake { name: variable.name.into(), wrong: wrong.into(), right: variable.form.into() });
     }

@@ -114,7 +114,7 @@ variables! {
         POSTGRES_PASSWORD => "none", "a password", Hidden;
         /// After how many seconds a connection is closed, once it is free.
         POSTGRES_CONN_MAX_AGE = "600", "a number of seconds", Plain;
-        /// How many connections to the database each replica opens at most.
+        /// How many connections to the database each replica opens at most. SQLite gets up to 4 to read, and one to write.
         DATABASE_MAX_CONNECTIONS = "16", "a number of connections", Plain;
         /// Whether `serve` brings the schema up to date first.
         AUTO_MIGRATE = "true", "true or false", Plain;
@@ -153,7 +153,8 @@ variables! {
         AUTH_COOKIES = "false", "true or false", Plain;
         /// What the login of an unknown address answers: 404 as documented, or with `strict` the 401 of a wrong password.
         AUTH_PRIVACY = "documented", "documented or strict", Plain;
-        /// What needs a verified address.
+        /// What needs a verified address. Registration gives tokens all the same, since it takes one to ask for a code:
+        /// `login` concerns logins only.
         REQUIRE_VERIFIED = "self_service_roles", "none, or a list of self_service_roles, avatar, profile and login", Plain;
         /// The roles that users may give themselves.
         SELF_SERVICE_ROLES = "freelancer,seller", "none, or a list of freelancer and seller", Plain;
@@ -173,7 +174,7 @@ variables! {
         RATE_LIMIT_REGISTER = "3/1h", "off, or a count and a time (s, m, h, d), like 3/1h", Plain;
         /// Calls per user, or per client where anonymous.
         RATE_LIMIT_API = "1000/1m", "off, or a count and a time (s, m, h, d), like 1000/1m", Plain;
-        /// Verification mails per user.
+        /// Verification mails that a user may ask for. `off` leaves 10 a day.
         RATE_LIMIT_VERIFICATION = "1/1m", "off, or a count and a time (s, m, h, d), like 1/1m", Plain;
         /// Gateways, free from the limits per client.
         RATE_LIMIT_EXEMPT => "none", "a list of addresses and networks, like 10.0.0.0/8,192.168.1.7", Plain;

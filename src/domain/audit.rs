@@ -11,6 +11,8 @@ pub enum Event {
     LoggedIn,
     LoggedOut,
     EmailVerified,
+    /// By an operator, on the command line.
+    SuperuserMade,
     /// A refresh token came back after its successor was in use: the session was ended.
     RefreshTokenReused,
 }
@@ -22,6 +24,7 @@ impl Event {
             Self::LoggedIn => "session.began",
             Self::LoggedOut => "session.ended",
             Self::EmailVerified => "user.email_verified",
+            Self::SuperuserMade => "user.superuser_made",
             Self::RefreshTokenReused => "session.refresh_token_reused",
         }
     }
@@ -33,15 +36,16 @@ impl Event {
 }
 
 impl App {
-    /// Notes, within `tx`, what the call did to the user.
-    pub(super) async fn audit(&self, tx: &Tx, event: Event, call: &Call, user_id: i64) -> Result<()> {
+    /// Notes, within `tx`, what the call did to the user; without a call, what the operator did.
+    pub(super) async fn audit(&self, tx: &Tx, event: Event, call: Option<&Call>, user_id: i64) -> Result<()> {
+        let caller = call.and_then(|call| call.caller.as_ref());
         audit_event::ActiveModel {
             kind: Set(event.name().to_owned()),
-            actor_id: Set(call.caller.as_ref().map(|c| c.user_id).or(event.proves_the_user().then_some(user_id))),
+            actor_id: Set(caller.map(|caller| caller.user_id).or(event.proves_the_user().then_some(user_id))),
             user_id: Set(Some(user_id)),
-            ip: Set(Some(call.client.to_string())),
-            user_agent: Set(call.user_agent()),
-            request_id: Set(Some(call.request_id.to_string())),
+            ip: Set(call.map(|call| call.client.to_string())),
+            user_agent: Set(call.and_then(Call::user_agent)),
+            request_id: Set(call.map(|call| call.request_id.to_string())),
             detail: Set("{}".to_owned()),
             created_at: Set(self.clock.now()),
             ..Default::default()

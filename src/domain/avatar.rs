@@ -1,6 +1,6 @@
 //! Avatars: pictures as they come, and as they are kept. Contract §6.
 
-use std::io::Cursor;
+use std::{io::Cursor, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use image::{
@@ -24,6 +24,8 @@ pub const UPLOAD_MAX_SIDE: u32 = 4096;
 pub const AVATAR_MAX_SIDE: u32 = 512;
 /// What decoding may allocate: a picture of the largest size with 16 bits a channel, and some air.
 const DECODE_MAX_BYTES: u64 = 160 << 20;
+/// What reading the head of a picture may allocate: more than the largest file has of other things.
+const HEAD_MAX_BYTES: u64 = 8 << 20;
 const JPEG_QUALITY: u8 = 85;
 
 const NOT_AN_IMAGE: &str = "Upload a valid image. The file you uploaded was either not an image or a corrupted image.";
@@ -47,8 +49,12 @@ impl Upload {
         if !matches!(format, ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::WebP | ImageFormat::Gif) {
             return Err("Upload a JPEG, PNG, WebP or GIF image.");
         }
-        let size = ImageReader::with_format(Cursor::new(&bytes), format).into_dimensions();
-        let (width, height) = size.map_err(|_| NOT_AN_IMAGE)?;
+        // Even the head may hold something to inflate: a colour profile of a few bytes, or of half a gigabyte.
+        let mut head = ImageReader::with_format(Cursor::new(&bytes), format);
+        let mut limits = Limits::default();
+        limits.max_alloc = Some(HEAD_MAX_BYTES);
+        head.limits(limits);
+        let (width, height) = head.into_dimensions().map_err(|_| NOT_AN_IMAGE)?;
         if width > UPLOAD_MAX_SIDE || height > UPLOAD_MAX_SIDE {
             return Err("Ensure this image is no larger than 4096 × 4096 pixels.");
         }
@@ -93,9 +99,18 @@ impl Avatar {
     }
 }
 
+/// Such a name as we give: 32 hexadecimal digits and an extension.
+fn is_name(name: &str) -> bool {
+    let digits = name.strip_suffix(".jpg").or_else(|| name.strip_suffix(".png"));
+    digits.is_some_and(|d| d.len() == 32 && d.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+}
+
 impl App {
     /// The avatar of this name; `None` where there is none.
     pub async fn avatar(&self, name: &str) -> Result<Option<Avatar>> {
+        if !is_name(name) {
+            return Ok(None); // Nothing that the database should be asked.
+        }
         let found = avatar::Entity::find_by_id(name).one(self.db.reader()).await?;
         Ok(found.map(|row| Avatar { name: row.name, content_type: row.content_type, bytes: row.bytes }))
     }
@@ -105,8 +120,12 @@ impl App {
     /// # Errors
     /// `Invalid` if it can't be decoded.
     pub(super) async fn make_avatar(&self, upload: Upload) -> Result<Avatar> {
-        let _place = self.decoding.acquire().await.map_err(Error::internal)?;
-        let made = tokio::task::spawn_blocking(move || Avatar::make(&upload)).await.map_err(Error::internal)?;
+        let place = Arc::clone(&self.decoding).acquire_owned().await.map_err(Error::internal)?;
+        let made = tokio::task::spawn_blocking(move || {
+            let _place = place; // Held as long as the work goes on, also when nobody waits for it any more.
+            Avatar::make(&upload)
+        });
+        let made = made.await.map_err(Error::internal)?;
         made.map_err(|error| {
             tracing::debug!(%error, "a picture can't be decoded");
             let mut errors = FieldErrors::default();

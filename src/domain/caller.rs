@@ -84,7 +84,7 @@ impl App {
     /// It takes neither network nor disk, save for a user whose roles changed since the token was made.
     pub async fn caller(&self, access_token: &str) -> Result<Caller> {
         let claims = self.keys.verify(access_token, token::Kind::Access, self.clock.now())?;
-        match self.revocations.verdict(claims.session_id, claims.user_id)? {
+        match self.revocations.verdict(claims.session_id, claims.user_id, claims.issued_at)? {
             Verdict::Ended => Err(Error::Unauthenticated(AuthFailure::SessionEnded)),
             Verdict::Unchanged => Ok(Caller {
                 user_id: claims.user_id,

@@ -19,7 +19,7 @@ use crate::{
     app::App,
     db::Tx,
     entity::outbox::{self, State},
-    error::{Cause, Error, Result},
+    error::{Cause, Chain, Error, Result},
     mail::Mail,
     random,
 };
@@ -41,7 +41,7 @@ const GIVE_UP_AFTER: TimeDelta = TimeDelta::hours(24);
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Letter {
-    VerificationCode { to: String, first_name: String, code: String },
+    VerificationCode { to: String, code: String },
 }
 
 impl Letter {
@@ -53,10 +53,10 @@ impl Letter {
 
     fn mail(self, id: Uuid, written_at: DateTime<Utc>) -> Mail {
         match self {
-            Self::VerificationCode { to, first_name, code } => {
-                let greeting = if first_name.is_empty() { "Hello".to_owned() } else { format!("Hello {first_name}") };
+            Self::VerificationCode { to, code } => {
+                // Without the name: whoever registers a stranger's address would choose words to be mailed there.
                 let text = format!(
-                    "{greeting},\n\nyour verification code is {code}. It is valid for 24 hours.\n\n\
+                    "Hello,\n\nyour verification code is {code}. It is valid for 24 hours.\n\n\
                      If you did not ask for it, you can ignore this message.\n"
                 );
                 Mail { id, to, subject: "Verify your email address".into(), text, written_at }
@@ -96,11 +96,11 @@ impl App {
         let mut failing = false;
         loop {
             match self.deliver_due().await {
-                Ok(true) => continue, // there may be more
-                Ok(false) => failing = false,
+                Ok(true) if !stop.is_cancelled() => continue, // there may be more
+                Ok(_) => failing = false,
                 Err(error) if !failing => {
                     failing = true;
-                    tracing::error!(error = &error as &dyn std::error::Error, "the outbox can't be read");
+                    tracing::error!(error = %Chain(&error), "the outbox can't be read");
                 }
                 Err(_) => {}
             }
@@ -169,7 +169,7 @@ impl App {
             Err(error) => {
                 let given_up = now - row.created_at > GIVE_UP_AFTER;
                 tracing::warn!(
-                    error = &*error as &dyn std::error::Error,
+                    error = %Chain(&*error),
                     outbox_id = row.id,
                     attempts = row.attempts,
                     given_up,

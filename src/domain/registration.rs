@@ -67,7 +67,7 @@ impl App {
             let user = insert_user(&tx, &email, hash, &first_name, &last_name, Standing::default(), now).await?;
             let session = app.insert_session(&tx, &call, user.id, now).await?;
             app.post_code(&tx, &user, false, now).await?;
-            app.audit(&tx, Event::Registered, &call, user.id).await?;
+            app.audit(&tx, Event::Registered, Some(&call), user.id).await?;
             tx.commit().await?;
             app.outbox_has_mail();
             let tokens = app.keys.issue(&user, &session, now)?;
@@ -89,6 +89,7 @@ impl App {
         let (first_name, last_name) = (PersonName::default(), PersonName::default());
         let tx = self.db.begin().await?;
         let user = insert_user(&tx, email, hash, &first_name, &last_name, standing, self.clock.now()).await?;
+        self.audit(&tx, Event::SuperuserMade, None, user.id).await?;
         tx.commit().await?;
         Ok(user)
     }

@@ -134,7 +134,7 @@ impl App {
             return Ok(None);
         }
         let session = self.insert_session(&tx, call, user.id, now).await?;
-        self.audit(&tx, Event::LoggedIn, call, user.id).await?;
+        self.audit(&tx, Event::LoggedIn, Some(call), user.id).await?;
         tx.commit().await?;
         let tokens = self.keys.issue(&user, &session, now)?;
         Ok(Some(LoggedIn { user, tokens }))
@@ -207,7 +207,7 @@ impl App {
         }
         let tx = self.db.begin().await?;
         let ended = self.end_session(&tx, session.id, now).await?;
-        self.audit(&tx, Event::RefreshTokenReused, call, session.user_id).await?;
+        self.audit(&tx, Event::RefreshTokenReused, Some(call), session.user_id).await?;
         tx.commit().await?;
         self.revocations.apply(ended);
         tracing::warn!(user_id = session.user_id, session_id = %session.id, "a refresh token was reused; its session ended");
@@ -229,7 +229,7 @@ impl App {
             let now = app.clock.now();
             let tx = app.db.begin().await?;
             let ended = app.end_session(&tx, caller.session_id, now).await?;
-            app.audit(&tx, Event::LoggedOut, &call, caller.user_id).await?;
+            app.audit(&tx, Event::LoggedOut, Some(&call), caller.user_id).await?;
             tx.commit().await?;
             app.revocations.apply(ended);
             Ok(())
@@ -245,14 +245,23 @@ impl App {
             .filter(session::Column::RevokedAt.is_null())
             .exec(tx)
             .await?;
-        Revocation::of_session(id, self.keys.last_access_expiry(now)).write(tx, now).await
+        Revocation::of_session(id, now, self.keys.last_access_expiry(now)).write(tx).await
     }
 
     /// Whom a token stands for, if it is worth anything now.
-    pub async fn verify_token(&self, token: &str) -> Result<VerifiedToken> {
+    pub async fn verify_token(&self, call: &Call, token: &str) -> Result<VerifiedToken> {
         let now = self.clock.now();
-        self.limiter.count_token(token, now)?;
-        let mut verified = self.keys.verify_either(token, now)?;
+        let mut verified = match self.keys.verify_either(token, now) {
+            Ok(verified) => {
+                self.limiter.count_token(&verified.jti, now)?;
+                verified
+            }
+            // Made up, or over: whoever sends it can send another, so the client is counted.
+            Err(error) => {
+                self.limiter.count_call(None, call.client, now)?;
+                return Err(error);
+            }
+        };
         match verified.kind {
             token::Kind::Access => {
                 let caller = self.caller(token).await?;

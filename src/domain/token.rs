@@ -49,6 +49,7 @@ pub struct VerifiedToken {
     pub user_id: i64,
     pub session_id: Uuid,
     pub jti: String,
+    pub issued_at: DateTime<Utc>,
     /// Seconds since the Unix epoch.
     pub expires_at: i64,
     /// None in a refresh token.
@@ -213,6 +214,7 @@ impl Keys {
             user_id,
             session_id,
             jti: claims.jti,
+            issued_at: DateTime::from_timestamp(claims.iat, 0).unwrap_or_default(),
             expires_at: claims.exp,
             roles: Roles::from_display(claims.roles.iter().map(String::as_str)),
             is_verified: claims.is_verified,

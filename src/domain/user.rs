@@ -34,7 +34,7 @@ impl EmailAddress {
     /// White space around the address doesn't count. An internationalised domain is taken in either spelling.
     pub fn parse(raw: &str) -> Result<Self, &'static str> {
         const INVALID: &str = "Enter a valid email address.";
-        let raw = raw.trim();
+        let raw = ComposingNormalizerBorrowed::new_nfc().normalize(raw.trim());
         if raw.is_empty() {
             return Err("This field may not be blank.");
         }
@@ -46,9 +46,13 @@ impl EmailAddress {
             return Err(INVALID);
         }
         let ascii = domain_to_ascii(domain).ok_or(INVALID)?;
-        let text = format!("{local}@{}", domain.to_lowercase());
         // Of all spellings of a domain one, for they are one mailbox: `пример.рф`, not `xn--e1afmkfd.xn--p1ai`.
         let (unicode, _) = idna::domain_to_unicode(&ascii);
+        // As typed; but what IDNA maps away, such as a soft hyphen, is nothing to keep.
+        let text = format!("{local}@{}", if domain.is_ascii() { domain.to_ascii_lowercase() } else { unicode.clone() });
+        if lettre::Address::new(local, &ascii).is_err() {
+            return Err(INVALID); // No mail could ever reach it.
+        }
         let key = fold(&format!("{local}@{unicode}"));
         Ok(Self { text, key })
     }
@@ -70,14 +74,23 @@ impl EmailAddress {
     }
 }
 
-/// A dot-atom of RFC 5322 §3.2.3, letters of any script included (RFC 6531). Quoted strings are nobody's address.
+/// A dot-atom of RFC 5322 §3.2.3, letters of any script included (RFC 6531), but nothing that can't be seen. Quoted strings
+/// are nobody's address.
 fn is_local_part(local: &str) -> bool {
     let is_atom = |c: char| {
         c.is_alphanumeric()
             || "!#$%&'*+/=?^_`{|}~-".contains(c)
-            || (!c.is_ascii() && !c.is_control() && !c.is_whitespace())
+            || !(c.is_ascii() || c.is_control() || c.is_whitespace() || is_invisible(c))
     };
     !local.is_empty() && local.len() <= 64 && local.split('.').all(|atom| !atom.is_empty() && atom.chars().all(is_atom))
+}
+
+/// Characters without a shape of their own: with them, two addresses that look the same differ.
+fn is_invisible(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
+        | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}'
+        | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 /// A name of at least two labels, as IDNA expresses it in ASCII.

@@ -95,23 +95,25 @@ impl App {
 
     /// Counted in SQL: it holds for all replicas, and across restarts.
     async fn refuse_too_many_codes(&self, tx: &Tx, user_id: i64, now: DateTime<Utc>) -> Result<()> {
-        let asked: Vec<DateTime<Utc>> = code::Entity::find()
-            .select_only()
-            .column(code::Column::CreatedAt)
-            .filter(code::Column::UserId.eq(user_id))
-            .filter(code::Column::Requested.eq(true))
-            .filter(code::Column::CreatedAt.gt(now - TimeDelta::days(1)))
-            .order_by_desc(code::Column::CreatedAt)
-            .into_tuple()
-            .all(tx)
-            .await?;
         let in_a_day = Some((CODES_A_DAY, TimeDelta::days(1)));
         let configured = self
             .config
             .limits
             .verification
             .and_then(|rate| Some((usize::try_from(rate.count).ok()?, TimeDelta::from_std(rate.per).ok()?)));
-        for (count, window) in [configured, in_a_day].into_iter().flatten() {
+        let limits: Vec<_> = [configured, in_a_day].into_iter().flatten().collect();
+        let longest = limits.iter().map(|(_, window)| *window).max().unwrap_or_default();
+        let asked: Vec<DateTime<Utc>> = code::Entity::find()
+            .select_only()
+            .column(code::Column::CreatedAt)
+            .filter(code::Column::UserId.eq(user_id))
+            .filter(code::Column::Requested.eq(true))
+            .filter(code::Column::CreatedAt.gt(now - longest))
+            .order_by_desc(code::Column::CreatedAt)
+            .into_tuple()
+            .all(tx)
+            .await?;
+        for (count, window) in limits {
             // The one that has to leave the window before another may come.
             let Some(at) = count.checked_sub(1).and_then(|last| asked.get(last)) else { continue };
             if let Ok(retry_after) = (*at + window - now).to_std()
@@ -153,8 +155,7 @@ impl App {
         };
         row.insert(tx).await?;
         let Code(digits) = new;
-        let letter =
-            Letter::VerificationCode { to: user.email.clone(), first_name: user.first_name.clone(), code: digits };
+        let letter = Letter::VerificationCode { to: user.email.clone(), code: digits };
         self.post(tx, &letter, user.id, now).await
     }
 
@@ -178,6 +179,10 @@ impl App {
         let owner = user::Entity::find().filter(user::Column::EmailKey.eq(email.key())).one(self.db.reader()).await?;
         let Some(owner) = owner else { return Ok(false) };
         let tx = self.db.begin().await?;
+        // In the order in which all changes of a user take their locks: the user's row first.
+        if user::Entity::find_by_id(owner.id).lock_exclusive().one(&tx).await?.is_none() {
+            return Ok(false);
+        }
         // The guess is spent before it is looked at: of a hundred at once, five are.
         let spent = code::Entity::update_many()
             .col_expr(code::Column::Misses, Expr::col(code::Column::Misses).add(1))
@@ -209,8 +214,8 @@ impl App {
             .exec(&tx)
             .await?;
         // The tokens that are out say that the address is not verified.
-        let changed = Revocation::of_user(owner.id, self.keys.last_access_expiry(now)).write(&tx, now).await?;
-        self.audit(&tx, Event::EmailVerified, call, owner.id).await?;
+        let changed = Revocation::of_user(owner.id, now, self.keys.last_access_expiry(now)).write(&tx).await?;
+        self.audit(&tx, Event::EmailVerified, Some(call), owner.id).await?;
         tx.commit().await?;
         self.revocations.apply(changed);
         Ok(true)

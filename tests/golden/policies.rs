@@ -14,7 +14,7 @@ pub static LIBRARY_SERVICE_LIST_BOOKS: Policy = Policy {
 pub static LIBRARY_SERVICE_ADD_BOOK: Policy = Policy {
     rpc: "LibraryService.AddBook",
     access: Access::Admin,
-    limit: Limit::Register,
+    limit: Limit::ByRule,
     deadline: Duration::from_millis(2500),
     max_request_bytes: 65536,
 };

@@ -222,7 +222,7 @@ impl<'a> Cast<'a> {
         let mut row: user::ActiveModel = user::Entity::find_by_id(id).one(&tx).await.unwrap().unwrap().into();
         change(&mut row);
         row.update(&tx).await.unwrap();
-        let revocation = Revocation::of_user(id, now + chrono::Duration::hours(1)).write(&tx, now).await.unwrap();
+        let revocation = Revocation::of_user(id, now, now + chrono::Duration::hours(1)).write(&tx).await.unwrap();
         tx.commit().await.unwrap();
         app.revocations.apply(revocation);
     }

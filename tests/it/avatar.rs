@@ -13,7 +13,7 @@ use sea_orm::{EntityTrait, PaginatorTrait};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Actor, Face, Outcome, Service,
+    Actor, Face, Outcome, Service, Store,
     actor::{outcome_of, outcome_of_status},
     everywhere, on_each_store,
 };
@@ -145,6 +145,35 @@ fn bomb(side: u32) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_picture_whose_profile_inflates_to_half_a_gigabyte_does_no_harm() {
+    let service = Service::start(Store::all()[0]).await;
+    let user = service.user("user@example.com").await;
+    let mut profile = flate2::write::ZlibEncoder::new(b"iCCPx\0\0".to_vec(), flate2::Compression::best());
+    for _ in 0..450 {
+        std::io::Write::write_all(&mut profile, &[0; 1 << 20]).unwrap();
+    }
+    let chunk = profile.finish().unwrap();
+    let mut crc = flate2::Crc::new();
+    crc.update(&chunk);
+    let png = encoded(&picture(4, 4), ImageFormat::Png);
+    let length = u32::try_from(chunk.len() - 4).unwrap().to_be_bytes();
+    let file = [&png[..33], &length, &chunk, &crc.sum().to_be_bytes(), &png[33..]].concat();
+    let before = peak_memory_kib();
+    let outcome = upload(&user, Face::Rest, file).await;
+    assert!([200, 400].contains(&outcome.status), "{outcome:?}");
+    let more = peak_memory_kib() - before;
+    assert!(more < 400_000, "it took {more} KiB");
+    service.stop().await;
+}
+
+/// The most memory that this process ever had.
+fn peak_memory_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_of_the_file_is_left_but_what_it_shows() {
     on_each_store(async |service| {
         let user = service.user("user@example.com").await;
@@ -190,6 +219,10 @@ async fn a_picture_is_cached_for_good_and_asked_for_by_its_tag() {
         assert_eq!((again.status().as_u16(), again.bytes().await.unwrap().len()), (304, 0));
         let head = reqwest::Client::new().head(&url).send().await.unwrap();
         assert_eq!((head.status().as_u16(), &head.headers()["etag"]), (200, &tag));
+        for strange in ["%00", "a%00.png", "%ff", "..", "0.png"] {
+            let url = format!("http://{}/media/avatars/{strange}", service.address);
+            assert_eq!(reqwest::get(url).await.unwrap().status(), 404, "{strange}");
+        }
         let name = url.rsplit('/').next().unwrap();
         assert!(name.len() >= 36, "unguessable: {name}");
     })

@@ -126,7 +126,7 @@ fn what_the_generator_can_not_honour_fails_the_build_by_the_name_of_the_rpc() {
     let refused = [
         // Policies.
         (plain("(Q) returns (A);"), "does not say who may call it"),
-        (policed("", "limit: LIMIT_LOGIN", "A"), "does not say who may call it"),
+        (policed("", "limit: LIMIT_NONE", "A"), "does not say who may call it"),
         (policed("", "access: ACCESS_UNSPECIFIED", "A"), "does not say who may call it"),
         (policed("", "access: ACCESS_USER deadline_ms: -1", "A"), "deadline_ms can't be negative"),
         (policed("", "access: ACCESS_USER max_request_bytes: -1", "A"), "max_request_bytes can't be negative"),

@@ -8,9 +8,10 @@ use std::{
 
 use futures_util::{FutureExt, future};
 use identity::{
+    config::Config,
     domain::password::{self, Argon2Params, Password, Verdict},
     error::{Dependency, Error},
-    hash_pool::{self, HashPool, Scratch},
+    hash_pool::{HashPool, Scratch},
 };
 
 const TOO_SHORT: &str = "The password must contain at least 8 characters.";
@@ -486,7 +487,8 @@ async fn a_thread_holds_the_memory_of_one_hash_from_its_first_login_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_registrations_at_once_are_admitted_on_two_threads() {
-    let pool = HashPool::start(2, 2 * hash_pool::QUEUE_PER_THREAD).unwrap();
+    let hashing = Config::load(|name| (name == "HASH_THREADS").then(|| "2".into())).unwrap().hashing;
+    let pool = HashPool::start(hashing.threads, hashing.queue).unwrap();
     let calls =
         (0..100).map(|_| pool.run(|scratch| password::hash(&given("User123!pass"), Argon2Params::default(), scratch)));
     let hashes: Vec<_> = future::join_all(calls).await.into_iter().map(|hash| hash.unwrap().unwrap()).collect();

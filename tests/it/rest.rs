@@ -588,3 +588,57 @@ async fn raw(address: SocketAddr, request: String) -> String {
     assert!(received.is_ok() || !answer.is_empty(), "{received:?}");
     String::from_utf8_lossy(&answer).into_owned()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_of_a_great_many_fields_is_refused_at_once() {
+    let service = Service::start(Store::all()[0]).await;
+    let user = service.user("user@example.com").await;
+    let started = std::time::Instant::now();
+    let keys: String = (0..6000).map(|n| format!("\"{n}\":1,")).collect();
+    let refused = post(&user, LOGIN, format!("{{{keys}\"email\":\"x\"}}")).await;
+    assert_eq!(refused.status, 400);
+    assert!(refused.text.contains("at most 256 keys"), "{refused:?}");
+
+    let form = (0..300).fold(multipart::Form::new(), |form, n| form.text(format!("field{n}"), "x"));
+    let refused = outcome_of(user.request(Method::PATCH, MY_PROFILE).multipart(form).send().await.unwrap()).await;
+    assert_eq!(refused.status, 400);
+    assert!(refused.text.contains("more than 256 parts"), "{refused:?}");
+
+    // A form may be as large as a picture; JSON can't hold one.
+    let json = format!("{{\"bio\":\"{}\"}}", "x".repeat(100_000));
+    let request = user.request(Method::PATCH, MY_PROFILE).header(header::CONTENT_TYPE, "application/json").body(json);
+    assert_eq!(request.send().await.unwrap().status(), 413);
+    assert!(started.elapsed().as_millis() < 1000, "{:?}", started.elapsed());
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_asks_for_nothing_is_closed_within_fifteen_seconds() {
+    let service = Service::start(Store::all()[0]).await;
+    let silent = [&b""[..], b"PRI * HT", b"GET /api/health/ HTTP/1.1\r\nhost: x\r\n"].map(async |beginning| {
+        let mut socket = TcpStream::connect(service.address).await.unwrap();
+        socket.write_all(beginning).await.unwrap();
+        let mut rest = Vec::new();
+        let closed = tokio::time::timeout(std::time::Duration::from_secs(15), socket.read_to_end(&mut rest)).await;
+        assert!(closed.is_ok(), "{:?} is still open", String::from_utf8_lossy(beginning));
+    });
+    futures_util::future::join_all(silent).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_call_does_not_cost_its_connection() {
+    let service = Service::start(Store::all()[0]).await;
+    let mut socket = TcpStream::connect(service.address).await.unwrap();
+    for _ in 0..20 {
+        let body = format!("{{\"bio\":\"{}\"}}", "x".repeat(30_000));
+        let head = format!("PATCH {MY_PROFILE} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
+        socket.write_all(head.as_bytes()).await.unwrap();
+        socket.write_all(body.as_bytes()).await.unwrap();
+        let mut answer = vec![0; 4096];
+        let length = socket.read(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer[..length]);
+        assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    }
+    service.stop().await;
+}

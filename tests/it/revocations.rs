@@ -109,9 +109,9 @@ async fn a_row_that_is_committed_late_is_not_overlooked() {
     let until = service.app.keys.last_access_expiry(now);
 
     let slow = service.app.db.begin().await.unwrap();
-    Revocation::of_session(session(&late), until).write(&slow, now).await.unwrap();
+    Revocation::of_session(session(&late), now, until).write(&slow).await.unwrap();
     let quick = service.app.db.begin().await.unwrap();
-    Revocation::of_session(session(&early), until).write(&quick, now).await.unwrap();
+    Revocation::of_session(session(&early), now, until).write(&quick).await.unwrap();
     quick.commit().await.unwrap();
     let (early, late) = (early.at(replica.address), late.at(replica.address));
     within_a_second(async || looked_into(&early, Face::Rest).await == Err(401)).await;
@@ -153,4 +153,56 @@ async fn rename_table(service: &Service, from: &str, to: &str) {
     let tx = service.app.db.begin().await.unwrap();
     tx.execute_unprepared(&format!("ALTER TABLE {from} RENAME TO {to}")).await.unwrap();
     tx.commit().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_ran_out_are_not_read_again_however_many_there_are() {
+    on_each_store(async |service| {
+        let old = "'2020-01-01 00:00:00+00:00'";
+        let (numbers, kind) = match service.app.db.backend_name() {
+            "SQLite" => ("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300000)", "n"),
+            _ => ("", "generate_series(1, 300000) AS n(i)"),
+        };
+        let insert = format!(
+            "{numbers} INSERT INTO revocations (kind, user_id, created_at, expires_at) SELECT 2, i, {old}, {old} FROM {kind}"
+        );
+        let insert = match service.app.db.backend_name() {
+            // SQLite wants the INSERT first.
+            "SQLite" => format!(
+                "INSERT INTO revocations (kind, user_id, created_at, expires_at) {numbers} SELECT 2, i, {old}, {old} FROM n"
+            ),
+            _ => insert,
+        };
+        let tx = service.app.db.begin().await.unwrap();
+        tx.execute_unprepared(&insert).await.unwrap();
+        tx.commit().await.unwrap();
+        let replica = service.replica().await;
+        let started = Instant::now();
+        replica.app.revocations.poll(&replica.app.db, &replica.clock).await.unwrap();
+        assert!(started.elapsed() < Duration::from_millis(200), "{:?}", started.elapsed());
+        replica.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_made_after_the_change_speaks_for_itself() {
+    on_each_store(async |service| {
+        let user = service.user("user@example.com").await;
+        let id = user_id(&user);
+        set_flags(service, id, &[(Column::IsSeller, true)]).await;
+        service.clock.advance(chrono::Duration::seconds(10));
+        let fresh = service.login("user@example.com").await;
+        // Behind the feed's back: whoever looks the user up sees it, whoever trusts the token doesn't.
+        let tx = service.app.db.begin().await.unwrap();
+        tx.execute_unprepared("UPDATE users SET is_seller = false").await.unwrap();
+        tx.commit().await.unwrap();
+        let roles = async |actor: &Actor| {
+            let token = json!({ "token": actor.access_token });
+            actor.call(Face::Rest, "AuthService.VerifyToken", token).await.expect(200)["roles"].clone()
+        };
+        assert_eq!(roles(&fresh).await, json!(["Seller"]));
+        assert_eq!(roles(&user).await, json!(["User"]));
+    })
+    .await;
 }

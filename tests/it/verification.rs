@@ -192,3 +192,17 @@ async fn wait_until(done: impl AsyncFn() -> bool) {
     }
     panic!("it did not come about within 5 s");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_days_is_counted_over_days() {
+    for store in Store::all() {
+        let service = Service::start_with(store, &[("RATE_LIMIT_VERIFICATION", "2/7d")]).await;
+        let user = service.user("user@example.com").await;
+        let send = async || user.call(Face::Rest, "AuthService.SendVerification", json!({})).await.status;
+        assert_eq!([send().await, send().await], [200, 200]);
+        service.clock.advance(Duration::days(3));
+        let user = service.login("user@example.com").await;
+        assert_eq!(user.call(Face::Rest, "AuthService.SendVerification", json!({})).await.status, 429);
+        service.stop().await;
+    }
+}
