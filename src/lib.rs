@@ -10,7 +10,8 @@
 //! 5. [`domain`], one file a subject: the rules, as `impl App` blocks, over the tables in [`entity`].
 //!
 //! Imports run one way: main → cli → server → api → domain → app → stores ([`entity`], [`db`], [`revocations`],
-//! [`limiter`], [`hash_pool`], [`mail`], [`seal`]) → [`config`], [`clock`], [`error`]. A test holds them to it. `docs/architecture.md` says why.
+//! [`limiter`], [`hash_pool`], [`mail`], [`seal`]) → [`config`], [`clock`], [`random`], [`error`].
+//! `docs/architecture.md` says why, and `tests/it/architecture.rs` holds them to it.
 
 pub mod api;
 pub mod app;

@@ -32,7 +32,7 @@ pub const REFRESH_GRACE: Duration = Duration::seconds(10);
 pub const SESSION_MAX_AGE: Duration = Duration::days(30);
 
 /// How often a login looks at the account, should its hash be replaced under its hands.
-const LOGIN_LOOKS: usize = 3;
+const LOGIN_ATTEMPTS: usize = 3;
 
 /// A user who has just proved to be who he or she is.
 pub struct LoggedIn {
@@ -69,7 +69,7 @@ impl App {
     ) -> Result<LoggedIn> {
         let password = Arc::new(password);
         // Again where another login replaced an old hash meanwhile: the same password is right for the new one too.
-        for _ in 0..LOGIN_LOOKS {
+        for _ in 0..LOGIN_ATTEMPTS {
             let known = user::Entity::find().filter(user::Column::EmailKey.eq(email.key()));
             let known = known.one(self.db.reader()).await?;
             let stored = known.as_ref().map_or_else(|| self.decoy.clone(), |user| user.password.clone());
