@@ -1,5 +1,7 @@
 //! Which host names are ours.
 
+use std::net::Ipv6Addr;
+
 use super::parse::{self, Wrong};
 
 /// The host names that the service answers to, by Django's rules.
@@ -13,12 +15,24 @@ pub enum AllowedHosts {
 impl AllowedHosts {
     /// Whether a request may name `host`: what its `Host` header or `:authority` says, with or without a port.
     pub fn allows(&self, host: &str) -> bool {
-        let Self::Only(patterns) = self else { return true };
         let name = match host.rsplit_once(':') {
             Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.ends_with(':') => name,
             _ => host,
         };
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        // Looked at first, also where any host will do: `evil.com/.example.com` is the name of nothing.
+        let bracketed = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+        let is_name = match bracketed {
+            Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+            None => {
+                !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+            }
+        };
+        let patterns = match self {
+            _ if !is_name => return false,
+            Self::Any => return true,
+            Self::Only(patterns) => patterns,
+        };
         patterns.iter().any(|pattern| match pattern.strip_prefix('.') {
             Some(domain) => name == domain || name.ends_with(pattern),
             None => name == *pattern,

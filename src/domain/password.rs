@@ -16,6 +16,7 @@ use icu_casemap::CaseMapper;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
+    config::Hashing,
     error::{Error, Result},
     hash_pool::Scratch,
 };
@@ -135,20 +136,15 @@ impl fmt::Display for Argon2Params {
 }
 
 impl Argon2Params {
-    const MAX_MEMORY_KIB: u32 = 256 * 1024;
-    /// Memory in KiB × iterations: up to a second.
-    const MAX_WORK: u64 = 1024 * 1024;
-    const MAX_PARALLELISM: u32 = 64;
-
     /// # Errors
     /// Which bound is crossed. The upper ones keep a login from taking the machine away; they hold for stored
     /// hashes as well, so that none is made that would not be read again.
     pub fn new(memory_kib: u32, iterations: u32, parallelism: u32) -> Result<Self, &'static str> {
-        if !(1..=Self::MAX_PARALLELISM).contains(&parallelism) {
+        if !(1..=Hashing::MAX_PARALLELISM).contains(&parallelism) {
             Err("parallelism must be from 1 to 64")
-        } else if !(8 * parallelism..=Self::MAX_MEMORY_KIB).contains(&memory_kib) {
+        } else if !(8 * parallelism..=Hashing::MAX_MEMORY_KIB).contains(&memory_kib) {
             Err("memory must be from 8 KiB for each lane to 262144 KiB")
-        } else if iterations == 0 || u64::from(memory_kib) * u64::from(iterations) > Self::MAX_WORK {
+        } else if iterations == 0 || u64::from(memory_kib) * u64::from(iterations) > Hashing::MAX_WORK {
             Err("iterations must be at least 1, and memory in KiB times iterations at most 1048576")
         } else {
             Ok(Self { memory_kib, iterations, parallelism })

@@ -569,6 +569,18 @@ fn allowed_hosts_follow_djangos_rules() {
     {
         assert!(!some.allows(host), "{host}");
     }
+    for host in [
+        "evil.com/.example.com",
+        "evil.com?.example.com",
+        "evil.com#x.example.com",
+        "evil.com\\.example.com",
+        "evil.com:80@.example.com",
+        "a\"><b>.example.com",
+        "[::1].example.com",
+    ] {
+        assert!(!some.allows(host), "{host}");
+        assert!(!hosts("*").allows(host), "{host}");
+    }
     assert_eq!(hosts("*"), AllowedHosts::Any);
     assert_eq!(hosts("example.com,*"), AllowedHosts::Any);
 }
