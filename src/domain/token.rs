@@ -70,8 +70,9 @@ pub struct Keys {
     refresh_lifetime: Duration,
 }
 
+/// The claims as we write them: those of `SimpleJWT`, and ours.
 #[derive(Serialize)]
-struct AccessClaims<'a> {
+struct Written<'a> {
     token_type: Kind,
     exp: i64,
     iat: i64,
@@ -79,19 +80,15 @@ struct AccessClaims<'a> {
     user_id: &'a str,
     sub: &'a str,
     sid: Uuid,
-    roles: Vec<&'static str>,
-    is_verified: bool,
+    /// What an access token says of its user; a refresh token says nothing.
+    #[serde(flatten)]
+    user: Option<WrittenUser>,
 }
 
 #[derive(Serialize)]
-struct RefreshClaims<'a> {
-    token_type: Kind,
-    exp: i64,
-    iat: i64,
-    jti: &'a str,
-    user_id: &'a str,
-    sub: &'a str,
-    sid: Uuid,
+struct WrittenUser {
+    roles: Vec<&'static str>,
+    is_verified: bool,
 }
 
 /// The claims as they come: whatever is required but missing, or of another type, makes the token a bad one.
@@ -148,7 +145,7 @@ impl Keys {
     /// A fresh access token of this session, and its refresh token: the one, however often it is made.
     pub fn issue(&self, user: &user::Model, session: &session::Model, now: DateTime<Utc>) -> Result<TokenPair> {
         let user_id = user.id.to_string();
-        let access = AccessClaims {
+        let access = Written {
             token_type: Kind::Access,
             exp: (now + self.access_lifetime).timestamp(),
             iat: now.timestamp(),
@@ -156,17 +153,15 @@ impl Keys {
             user_id: &user_id,
             sub: &user_id,
             sid: session.id,
-            roles: Roles::of(user).display(),
-            is_verified: user.is_verified,
+            user: Some(WrittenUser { roles: Roles::of(user).display(), is_verified: user.is_verified }),
         };
-        let refresh = RefreshClaims {
+        let refresh = Written {
             token_type: Kind::Refresh,
             exp: (session.rotated_at + self.refresh_lifetime).timestamp(),
             iat: session.rotated_at.timestamp(),
             jti: &self.refresh_jti(session.id, session.generation),
-            user_id: &user_id,
-            sub: &user_id,
-            sid: session.id,
+            user: None,
+            ..access
         };
         Ok(TokenPair { access: self.sign(&access)?, refresh: self.sign(&refresh)? })
     }
