@@ -26,7 +26,7 @@ use axum::{
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use http_body_util::{BodyExt, Limited};
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 use tonic::Status;
 use tracing::Instrument;
 
@@ -95,6 +95,8 @@ pub struct Peer(pub SocketAddr);
 #[derive(Clone)]
 pub struct Gate {
     app: Arc<App>,
+    /// Large requests that may be in memory at once.
+    uploads: Arc<Semaphore>,
     /// Of a proxy that is not trusted; once is enough.
     warned: Arc<AtomicBool>,
 }
@@ -102,6 +104,10 @@ pub struct Gate {
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// What any request may have, and is not counted as an upload.
+const SMALL_REQUEST_BYTES: usize = 65_536;
+/// Uploads at once: what bounds the memory that they take together.
+const MAX_UPLOADS: usize = 32;
 /// How much of a refused request's body is read, and for how long, to spare its connection.
 const DISCARD_MAX_BYTES: usize = 65_536;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
@@ -111,7 +117,7 @@ const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 impl Gate {
     pub fn new(app: Arc<App>) -> Self {
-        Self { app, warned: Arc::default() }
+        Self { app, uploads: Arc::new(Semaphore::new(MAX_UPLOADS)), warned: Arc::default() }
     }
 
     /// Lets a call in, runs `handler`, and lets its answer out.
@@ -145,6 +151,9 @@ impl Gate {
                     caller,
                 };
                 request.extensions_mut().insert(Arc::new(call));
+                // Waits for its turn within the deadline; whoever sends slowly loses the place with it.
+                let is_upload = may_be_large(policy, request.headers());
+                let _place = if is_upload { self.uploads.acquire().await.ok() } else { None };
                 handler(request).await
             };
             let answered = tokio::time::timeout(deadline, AssertUnwindSafe(answered).catch_unwind()).await;
@@ -309,6 +318,12 @@ fn parse_grpc_timeout(text: &str) -> Option<Duration> {
         "n" => Duration::from_nanos(n),
         _ => return None,
     })
+}
+
+/// The request may be an upload: its rpc takes one, and it doesn't say that it is small.
+fn may_be_large(policy: &Policy, headers: &HeaderMap) -> bool {
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+    policy.max_request_bytes > SMALL_REQUEST_BYTES && length.is_none_or(|length| length > SMALL_REQUEST_BYTES)
 }
 
 /// Takes what is left of a refused request off the wire, so that the connection can go on; within bounds.
