@@ -4,8 +4,9 @@
 //! 2. caller: the token, held against the sessions that were ended;
 //! 3. limits: after the caller, since a user's calls are counted by user; a refused token counts against its client;
 //! 4. access: after the limits, so that guessing is counted;
-//! 5. deadline and panics: around the handler, whose own changes run on in a task of theirs;
-//! 6. one line in the log, with the cause of a fault: last, so that it knows how the call ended.
+//! 5. uploads: what may be large waits for its turn, once it may come in at all;
+//! 6. deadline and panics: around all of the above and the handler, whose own changes run on in a task of theirs;
+//! 7. one line in the log, with the cause of a fault: last, so that it knows how the call ended.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
