@@ -188,6 +188,32 @@ async fn each_call_leaves_one_line_that_says_how_it_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_client_goes_away_leaves_its_line_too() {
+    let mut installation = logging("info");
+    // A hash that takes its time, for the client to lose patience.
+    installation.set("ARGON2_MEMORY_KIB", "262144");
+    installation.set("ARGON2_ITERATIONS", "4");
+    let program = installation.serve().await;
+    let actor = program.anonymous();
+    let login = pb::LoginRequest { email: Some("nobody@example.com".into()), password: Some(PASSWORD.into()) };
+    let mut request = tonic::Request::new(login.encode_to_vec());
+    request.metadata_mut().insert("x-request-id", "gone".parse().unwrap());
+    let call = actor.send_grpc("/identity.v1.AuthService/Login", request);
+    assert!(tokio::time::timeout(std::time::Duration::from_millis(150), call).await.is_err(), "it should take longer");
+    for _ in 0..100 {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        let log = program.log();
+        let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let of_call: Vec<_> = lines.filter(|line| line["span"]["request_id"] == "gone").collect();
+        if let [line] = of_call.as_slice() {
+            assert_eq!((&line["span"]["rpc"], &line["outcome"]), (&json!("AuthService.Login"), &json!("Cancelled")));
+            return;
+        }
+    }
+    panic!("no line: {}", program.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_secret_shows_in_the_log_however_much_is_logged() {
     let installation = logging("trace");
     let program = installation.serve().await;

@@ -471,3 +471,14 @@ async fn with_strict_privacy_an_unknown_address_is_told_what_a_wrong_password_is
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_who_makes_a_superuser_leaves_a_row_in_the_audit() {
+    on_each_store(async |service| {
+        let admin = service.admin("admin@example.com").await;
+        let row = audit_trail(service).await.remove(0);
+        assert_eq!((row.kind.as_str(), row.user_id), ("user.superuser_made", Some(user_id(&admin))));
+        assert_eq!((row.actor_id, row.ip, row.request_id), (None, None, None));
+    })
+    .await;
+}
