@@ -24,8 +24,9 @@ use crate::{
     seal::Seal,
 };
 
-/// How long a change may take once it has begun; longer, and its transaction is undone.
-const CHANGE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a change may take once it has begun; longer, and its transaction is undone. Less than what the polls of the
+/// revocations read again, and than what shutdown waits.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The service without its faces. The rules are `impl App` blocks in `domain`.
 pub struct App {

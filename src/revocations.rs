@@ -31,7 +31,7 @@ pub const POLL_EVERY: Duration = Duration::from_millis(500);
 const POLL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the last answer can be trusted.
 const STALE_AFTER: Duration = Duration::from_secs(5);
-/// How far back each poll reads again: a row can become visible after rows with higher ids, but no transaction lasts so long.
+/// How far back each poll reads again: a row can become visible after rows with higher ids, but no change lasts so long.
 const OVERLAP: Duration = Duration::from_secs(10);
 /// How far the clocks of two replicas may be apart; and a token's time is in whole seconds.
 const CLOCK_SKEW: chrono::Duration = chrono::Duration::seconds(5);
@@ -203,7 +203,9 @@ impl Revocations {
         let asked_at = Instant::now();
         let (low, high) = {
             let mut polls = self.lock_polls();
-            while polls.seen.get(1).is_some_and(|(at, _)| asked_at.duration_since(*at) > OVERLAP) {
+            // As of the last answer, not of now: what became visible since, be it after a minute's outage, was in none.
+            let answered_at = polls.seen.back().map_or(asked_at, |(at, _)| *at);
+            while polls.seen.get(1).is_some_and(|(at, _)| answered_at.duration_since(*at) > OVERLAP) {
                 polls.seen.pop_front();
             }
             let edge = |entry: Option<&(Instant, i64)>| entry.map_or(0, |(_, id)| *id);

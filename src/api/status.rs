@@ -236,10 +236,9 @@ pub fn own_words(response: Response) -> Response {
             refusal.headers_mut().insert("grpc-accept-encoding", HeaderValue::from_static("identity"));
             refusal
         }
-        _ if ran_over(status) => {
+        code if code == Code::OutOfRange || ran_over(status) => {
             edge_status(Code::OutOfRange, "TOO_LARGE", "The request message is too large").into_http()
         }
-        Code::OutOfRange => edge_status(Code::OutOfRange, "TOO_LARGE", "The request message is too large").into_http(),
         _ => {
             tracing::debug!(%status, "a message can't be decoded");
             edge_status(Code::InvalidArgument, "MALFORMED", "The request message can't be decoded").into_http()

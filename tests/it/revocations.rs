@@ -3,9 +3,13 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use identity::{entity::user::Column, revocations::Revocation};
+use identity::{
+    entity::user::Column,
+    revocations::{Revocation, Revocations, Verdict},
+};
 use sea_orm::ConnectionTrait;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::harness::{Actor, Face, PASSWORD, Service, Store, actor::claims, everywhere, on_each_store};
 use crate::user::{set_flags, user_id};
@@ -202,4 +206,31 @@ async fn a_token_made_after_the_change_speaks_for_itself() {
         assert_eq!(roles(&user).await, json!(["User"]));
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_became_visible_while_nobody_could_poll_is_read_afterwards() {
+    // Only where two transactions can be under way can a row be overtaken by one with a higher id.
+    if !Store::all().contains(&Store::Postgres) {
+        return;
+    }
+    let service = Service::start(Store::Postgres).await;
+    let (db, now) = (&service.app.db, service.clock.now());
+    let until = service.app.keys.last_access_expiry(now);
+    let (overtaken, overtaking) = (Uuid::from_u128(1), Uuid::from_u128(2));
+    let feed = Revocations::load(db, &service.clock).await.unwrap();
+
+    let slow = db.begin().await.unwrap();
+    Revocation::of_session(overtaken, now, until).write(&slow).await.unwrap();
+    let quick = db.begin().await.unwrap();
+    Revocation::of_session(overtaking, now, until).write(&quick).await.unwrap();
+    quick.commit().await.unwrap();
+    feed.poll(db, &service.clock).await.unwrap();
+    assert_eq!(feed.verdict(overtaking, 1, now).unwrap(), Verdict::Ended);
+    slow.commit().await.unwrap();
+    // Longer than each poll reads back.
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    feed.poll(db, &service.clock).await.unwrap();
+    assert_eq!(feed.verdict(overtaken, 1, now).unwrap(), Verdict::Ended);
+    service.stop().await;
 }
