@@ -29,7 +29,7 @@ use identity::{
     domain::{
         caller::{Call, RequestId},
         password::Password,
-        registration::NewAccount,
+        registration::{NewAccount, Person},
         user::{EmailAddress, PersonName},
     },
     mail::Mailer,
@@ -156,10 +156,12 @@ async fn gate(folder: &std::path::Path) -> (Gate, String) {
     let (mailer, _) = Mailer::memory(&config.mail).unwrap();
     let app = Arc::new(App::new(config, Clock::frozen(Utc::now()), db, mailer).await.unwrap());
     let new = NewAccount {
-        email: EmailAddress::parse("user@example.com").unwrap(),
+        person: Person {
+            email: EmailAddress::parse("user@example.com").unwrap(),
+            first_name: PersonName::default(),
+            last_name: PersonName::default(),
+        },
         password: Password::parse_new("SecurePass123!", &[]).unwrap(),
-        first_name: PersonName::default(),
-        last_name: PersonName::default(),
     };
     let call = Call {
         request_id: RequestId::given_or_new(None),

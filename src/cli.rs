@@ -153,7 +153,7 @@ async fn create_superuser(email: &str) -> Result<(), Failure> {
     let db = migrated(&config).await?;
     let mailer = Mailer::new(&config.mail)?;
     let app = App::new(config, Clock::System, db, mailer).await?;
-    let made = app.create_superuser(&email, password).await;
+    let made = app.create_superuser(email, password).await;
     app.close().await;
     match made {
         Ok(user) => Ok(say(&format!("superuser {} has id {}", user.email, user.id))?),

@@ -17,12 +17,18 @@ pub enum Error {
     /// The e-mail address belongs to an account already.
     #[error("the e-mail address is taken")]
     EmailTaken,
+    /// Another group has the name.
+    #[error("the group's name is taken")]
+    GroupNameTaken,
     #[error("unauthenticated: {0:?}")]
     Unauthenticated(AuthFailure),
     #[error("permission denied: {0:?}")]
     PermissionDenied(Denial),
     #[error("{0:?} not found")]
     NotFound(Resource),
+    /// The state of things forbids it; the same call may succeed after another.
+    #[error("the state forbids it: {0:?}")]
+    Conflict(Conflict),
     /// More calls than the limit allows; the next is welcome after `retry_after`.
     #[error("throttled for {retry_after:?}")]
     Throttled { retry_after: Duration },
@@ -70,6 +76,23 @@ pub enum Resource {
     User,
     Profile,
     Avatar,
+    /// A role of that name; or the user doesn't hold it.
+    Role,
+    /// The permission is not granted there.
+    Permission,
+    Group,
+    /// The user is not in the group.
+    Membership,
+}
+
+/// What stands in the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conflict {
+    /// Without this user nobody could make superusers any more.
+    LastSuperuser,
+    TooManyGroups,
+    /// Of a group, or granted to a user directly.
+    TooManyPermissions,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -35,6 +35,8 @@ const STALE_AFTER: Duration = Duration::from_secs(5);
 const OVERLAP: Duration = Duration::from_secs(10);
 /// How far the clocks of two replicas may be apart; and a token's time is in whole seconds.
 const CLOCK_SKEW: chrono::Duration = chrono::Duration::seconds(5);
+/// How many rows one statement writes: each has five values, and a store takes some ten thousand.
+const ROWS_AT_ONCE: usize = 1000;
 /// How often rows that ran out are forgotten.
 const FORGET_EVERY: Duration = Duration::from_mins(1);
 
@@ -66,20 +68,32 @@ impl Revocation {
 
     /// Writes the row, within the transaction of the change.
     pub async fn write(self, tx: &Tx) -> Result<Self> {
+        self.row().insert(tx).await?;
+        Ok(self)
+    }
+
+    /// Writes a row for each, within the transaction of the change.
+    pub async fn write_all(all: &[Self], tx: &Tx) -> Result<()> {
+        for some in all.chunks(ROWS_AT_ONCE) {
+            let rows = some.iter().map(|revocation| revocation.row());
+            revocation::Entity::insert_many(rows).exec_without_returning(tx).await?;
+        }
+        Ok(())
+    }
+
+    fn row(self) -> revocation::ActiveModel {
         let (kind, session_id, user_id) = match self.subject {
             Subject::Session(id) => (Kind::Session, Some(id), None),
             Subject::User(id) => (Kind::UserChanged, None, Some(id)),
         };
-        let row = revocation::ActiveModel {
+        revocation::ActiveModel {
             kind: Set(kind),
             session_id: Set(session_id),
             user_id: Set(user_id),
             created_at: Set(self.changed_at),
             expires_at: Set(self.expires_at),
             ..Default::default()
-        };
-        row.insert(tx).await?;
-        Ok(self)
+        }
     }
 
     fn read(row: &revocation::Model) -> Option<Self> {

@@ -6,13 +6,13 @@ use super::{Api, parse, parse_as_user};
 use crate::{
     domain::{
         password::Password,
-        registration::NewAccount,
+        registration::{NewAccount, Person},
         role::Roles,
         user::{EmailAddress, PersonName},
         verification::Code,
     },
     entity::user,
-    error::{Error, FieldErrors},
+    error::FieldErrors,
     pb::{self, auth_service_server::AuthService},
 };
 
@@ -93,27 +93,36 @@ impl AuthService for Api {
         request: Request<pb::VerifyTokenRequest>,
     ) -> Result<Response<pb::VerifyTokenResponse>, Status> {
         let (call, token) = parse(request, |verify, errors| required_token("token", verify.token, errors))?;
-        let verified = self.app.verify_token(&call, &token).await?;
+        let (verified, permissions) = self.app.verify_token(&call, &token).await?;
         Ok(Response::new(pb::VerifyTokenResponse {
             user_id: verified.user_id,
             token_type: verified.kind.as_str().into(),
             sid: verified.session_id.to_string(),
             exp: verified.expires_at,
             roles: owned(verified.roles.display()),
-            permissions: owned(verified.roles.permissions()),
+            permissions: permissions.names(),
             is_verified: verified.is_verified,
         }))
     }
 
     async fn change_password(
         &self,
-        _request: Request<pb::ChangePasswordRequest>,
+        request: Request<pb::ChangePasswordRequest>,
     ) -> Result<Response<pb::ChangePasswordResponse>, Status> {
-        Err(Error::Unimplemented.into())
+        let (call, caller, (old, new)) = parse_as_user(request, |change, errors| {
+            let old = errors.required("old_password", change.old_password);
+            let old = old.and_then(|raw| errors.check("old_password", Password::given(&raw)));
+            let new = errors.required("new_password", change.new_password);
+            let new = new.and_then(|raw| errors.check("new_password", Password::parse_new(&raw, &[])));
+            Some((old?, new?))
+        })?;
+        self.app.change_password(call, caller, old, new).await?;
+        Ok(Response::new(pb::ChangePasswordResponse { message: "Password changed successfully".into() }))
     }
 }
 
-fn new_account(new: pb::RegisterRequest, errors: &mut FieldErrors) -> Option<NewAccount> {
+/// Whose account it will be, from the fields that registration and admins have in common.
+pub(super) fn new_account(new: pb::RegisterRequest, errors: &mut FieldErrors) -> Option<NewAccount> {
     let email = errors.required("email", new.email);
     let email = email.and_then(|raw| errors.check("email", EmailAddress::parse(&raw)));
     let first_name = errors.check("first_name", PersonName::parse(&new.first_name.unwrap_or_default()));
@@ -126,7 +135,8 @@ fn new_account(new: pb::RegisterRequest, errors: &mut FieldErrors) -> Option<New
     let personal: Vec<_> = personal.into_iter().flatten().collect();
     let password = errors.required("password", new.password);
     let password = password.and_then(|raw| errors.check("password", Password::parse_new(&raw, &personal)));
-    Some(NewAccount { email: email?, password: password?, first_name: first_name?, last_name: last_name? })
+    let person = Person { email: email?, first_name: first_name?, last_name: last_name? };
+    Some(NewAccount { person, password: password? })
 }
 
 fn required_token(field: &'static str, token: Option<String>, errors: &mut FieldErrors) -> Option<String> {

@@ -14,7 +14,7 @@ use serde::{Serialize, Serializer};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use crate::error::{AuthFailure, Denial, Dependency, Error, FieldErrors, Resource};
+use crate::error::{AuthFailure, Conflict, Denial, Dependency, Error, FieldErrors, Resource};
 
 /// The domain of every `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "identity.v1";
@@ -55,6 +55,15 @@ fn tell(error: &Error) -> Told<'_> {
                 "A user with this email already exists.",
             )
         },
+        Error::GroupNameTaken => Told {
+            fields: vec![("name", "A group with this name already exists.")],
+            ..told(
+                Code::AlreadyExists,
+                StatusCode::BAD_REQUEST,
+                "GROUP_NAME_TAKEN",
+                "A group with this name already exists.",
+            )
+        },
         Error::Unauthenticated(failure) => {
             let (reason, error, detail) = match failure {
                 AuthFailure::NoToken => {
@@ -82,8 +91,28 @@ fn tell(error: &Error) -> Told<'_> {
                 Resource::User => ("USER_NOT_FOUND", "User not found"),
                 Resource::Profile => ("PROFILE_NOT_FOUND", "Profile not found"),
                 Resource::Avatar => ("AVATAR_NOT_FOUND", "Avatar not found"),
+                Resource::Role => ("ROLE_NOT_FOUND", "Role not found"),
+                Resource::Permission => ("PERMISSION_NOT_FOUND", "Permission not found"),
+                Resource::Group => ("GROUP_NOT_FOUND", "Group not found"),
+                Resource::Membership => ("MEMBERSHIP_NOT_FOUND", "The user is not in the group"),
             };
             told(Code::NotFound, StatusCode::NOT_FOUND, reason, error)
+        }
+        Error::Conflict(conflict) => {
+            let (reason, error, detail) = match conflict {
+                Conflict::LastSuperuser => {
+                    ("LAST_SUPERUSER", "The last superuser has to stay", "Make another active user a superuser first")
+                }
+                Conflict::TooManyGroups => {
+                    ("TOO_MANY_GROUPS", "There are as many groups as there may be", "Delete one first")
+                }
+                Conflict::TooManyPermissions => (
+                    "TOO_MANY_PERMISSIONS",
+                    "There are as many permissions as there may be",
+                    "Take one away first, or put them into another group",
+                ),
+            };
+            Told { detail: Some(detail), ..told(Code::FailedPrecondition, StatusCode::CONFLICT, reason, error) }
         }
         Error::Throttled { retry_after } => Told {
             error: format!("Request throttled. Retry after {}", in_words(*retry_after)).into(),

@@ -3,10 +3,19 @@
 use chrono::{DateTime, Utc};
 use tonic::{Request, Response, Status};
 
-use super::{Api, auth::owned, parse_as_user};
+use super::{
+    Api,
+    auth::{new_account, owned},
+    parse_as_user,
+    patch::Patch,
+};
 use crate::{
-    domain::user::VisibleUser,
-    error::{Error, Resource},
+    domain::{
+        account::UserChange,
+        registration::{NewAccount, Standing},
+        user::{BatchIds, EmailAddress, PersonName, VisibleUser},
+    },
+    error::{Error, FieldErrors, Resource},
     pb::{self, user_service_server::UserService},
 };
 
@@ -19,8 +28,9 @@ impl UserService for Api {
         Err(Error::Unimplemented.into())
     }
 
-    async fn create_user(&self, _request: Request<pb::CreateUserRequest>) -> Result<Response<pb::User>, Status> {
-        Err(Error::Unimplemented.into())
+    async fn create_user(&self, request: Request<pb::CreateUserRequest>) -> Result<Response<pb::User>, Status> {
+        let (call, caller, (new, standing)) = parse_as_user(request, new_user)?;
+        Ok(Response::new(reply(self.app.create_user(call, caller, new, standing).await?)))
     }
 
     async fn get_user(&self, request: Request<pb::GetUserRequest>) -> Result<Response<pb::User>, Status> {
@@ -31,17 +41,73 @@ impl UserService for Api {
 
     async fn batch_get_users(
         &self,
-        _request: Request<pb::BatchGetUsersRequest>,
+        request: Request<pb::BatchGetUsersRequest>,
     ) -> Result<Response<pb::BatchGetUsersResponse>, Status> {
-        Err(Error::Unimplemented.into())
+        let (_, caller, ids) = parse_as_user(request, |batch, errors| errors.check("ids", BatchIds::parse(batch.ids)))?;
+        let users = self.app.batch_get_users(&caller, &ids).await?;
+        Ok(Response::new(pb::BatchGetUsersResponse { users: users.into_iter().map(reply).collect() }))
     }
 
-    async fn update_user(&self, _request: Request<pb::UpdateUserRequest>) -> Result<Response<pb::User>, Status> {
-        Err(Error::Unimplemented.into())
+    async fn update_user(&self, request: Request<pb::UpdateUserRequest>) -> Result<Response<pb::User>, Status> {
+        let (call, caller, (id, change)) =
+            parse_as_user(request, |update, errors| Some((update.id, user_change(update, errors))))?;
+        Ok(Response::new(reply(self.app.update_user(call, caller, id, change).await?)))
     }
 
-    async fn delete_user(&self, _request: Request<pb::DeleteUserRequest>) -> Result<Response<()>, Status> {
-        Err(Error::Unimplemented.into())
+    async fn delete_user(&self, request: Request<pb::DeleteUserRequest>) -> Result<Response<()>, Status> {
+        let (call, caller, id) = parse_as_user(request, |delete, _| Some(delete.id))?;
+        self.app.delete_user(call, caller, id).await?;
+        Ok(Response::new(()))
+    }
+}
+
+fn new_user(new: pb::CreateUserRequest, errors: &mut FieldErrors) -> Option<(NewAccount, Standing)> {
+    let standing = Standing {
+        is_active: new.is_active.unwrap_or(true),
+        is_verified: new.is_verified.unwrap_or_default(),
+        is_freelancer: new.is_freelancer.unwrap_or_default(),
+        is_seller: new.is_seller.unwrap_or_default(),
+        is_moderator: new.is_moderator.unwrap_or_default(),
+        is_staff: new.is_staff.unwrap_or_default(),
+        is_superuser: new.is_superuser.unwrap_or_default(),
+    };
+    let account = pb::RegisterRequest {
+        email: new.email,
+        password: new.password,
+        first_name: new.first_name,
+        last_name: new.last_name,
+    };
+    Some((new_account(account, errors)?, standing))
+}
+
+fn user_change(update: pb::UpdateUserRequest, errors: &mut FieldErrors) -> UserChange {
+    const FIELDS: [&str; 10] = [
+        "email",
+        "first_name",
+        "last_name",
+        "is_active",
+        "is_verified",
+        "is_freelancer",
+        "is_seller",
+        "is_moderator",
+        "is_staff",
+        "is_superuser",
+    ];
+    let mut patch = Patch::new(update.update_mask, &FIELDS, errors);
+    let email = patch.check("email", update.email, |raw| EmailAddress::parse(&raw));
+    let first_name = patch.check("first_name", update.first_name, |raw| PersonName::parse(&raw));
+    let last_name = patch.check("last_name", update.last_name, |raw| PersonName::parse(&raw));
+    UserChange {
+        email: patch.value("email", email),
+        first_name: patch.value("first_name", first_name),
+        last_name: patch.value("last_name", last_name),
+        is_active: patch.value("is_active", update.is_active),
+        is_verified: patch.value("is_verified", update.is_verified),
+        is_freelancer: patch.value("is_freelancer", update.is_freelancer),
+        is_seller: patch.value("is_seller", update.is_seller),
+        is_moderator: patch.value("is_moderator", update.is_moderator),
+        is_staff: patch.value("is_staff", update.is_staff),
+        is_superuser: patch.value("is_superuser", update.is_superuser),
     }
 }
 

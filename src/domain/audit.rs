@@ -1,11 +1,14 @@
 //! The audit trail: who did what to whom, from where and when, written in the transaction of the change itself.
 
+use std::collections::BTreeMap;
+
 use sea_orm::{ActiveModelTrait, ActiveValue::Set};
+use serde_json::{Value, json};
 
 use crate::{app::App, db::Tx, domain::caller::Call, entity::audit_event, error::Result};
 
 /// What is worth remembering. The names are stored, so they don't change.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Event {
     Registered,
     LoggedIn,
@@ -15,10 +18,31 @@ pub enum Event {
     SuperuserMade,
     /// A refresh token came back after its successor was in use: the session was ended.
     RefreshTokenReused,
+    /// By an admin, without being logged in.
+    UserCreated,
+    /// What changed, and the new values of flags; of other fields the name alone.
+    UserUpdated(BTreeMap<&'static str, Option<bool>>),
+    UserDeleted,
+    PasswordChanged,
+    PermissionGranted(String),
+    PermissionRevoked(String),
+    GroupCreated(String),
+    GroupRenamed(String),
+    GroupDeleted(String),
+    GroupPermissionAdded {
+        group: String,
+        permission: String,
+    },
+    GroupPermissionRemoved {
+        group: String,
+        permission: String,
+    },
+    GroupMemberAdded(String),
+    GroupMemberRemoved(String),
 }
 
 impl Event {
-    fn name(self) -> &'static str {
+    fn name(&self) -> &'static str {
         match self {
             Self::Registered => "user.registered",
             Self::LoggedIn => "session.began",
@@ -26,11 +50,51 @@ impl Event {
             Self::EmailVerified => "user.email_verified",
             Self::SuperuserMade => "user.superuser_made",
             Self::RefreshTokenReused => "session.refresh_token_reused",
+            Self::UserCreated => "user.created",
+            Self::UserUpdated(_) => "user.updated",
+            Self::UserDeleted => "user.deleted",
+            Self::PasswordChanged => "user.password_changed",
+            Self::PermissionGranted(_) => "user.permission_granted",
+            Self::PermissionRevoked(_) => "user.permission_revoked",
+            Self::GroupCreated(_) => "group.created",
+            Self::GroupRenamed(_) => "group.renamed",
+            Self::GroupDeleted(_) => "group.deleted",
+            Self::GroupPermissionAdded { .. } => "group.permission_added",
+            Self::GroupPermissionRemoved { .. } => "group.permission_removed",
+            Self::GroupMemberAdded(_) => "group.member_added",
+            Self::GroupMemberRemoved(_) => "group.member_removed",
+        }
+    }
+
+    /// What else there is to say. No address and no name of a person: the row outlives them.
+    fn detail(&self) -> Value {
+        match self {
+            Self::Registered
+            | Self::LoggedIn
+            | Self::LoggedOut
+            | Self::EmailVerified
+            | Self::SuperuserMade
+            | Self::RefreshTokenReused
+            | Self::UserCreated
+            | Self::UserDeleted
+            | Self::PasswordChanged => json!({}),
+            Self::UserUpdated(changed) => json!({ "changed": changed }),
+            Self::PermissionGranted(permission) | Self::PermissionRevoked(permission) => {
+                json!({ "permission": permission })
+            }
+            Self::GroupCreated(group)
+            | Self::GroupRenamed(group)
+            | Self::GroupDeleted(group)
+            | Self::GroupMemberAdded(group)
+            | Self::GroupMemberRemoved(group) => json!({ "group": group }),
+            Self::GroupPermissionAdded { group, permission } | Self::GroupPermissionRemoved { group, permission } => {
+                json!({ "group": group, "permission": permission })
+            }
         }
     }
 
     /// The call came without a token, but it was the user's own: he or she knew the password, or had the mail.
-    fn proves_the_user(self) -> bool {
+    fn proves_the_user(&self) -> bool {
         matches!(self, Self::Registered | Self::LoggedIn | Self::EmailVerified)
     }
 }
@@ -38,15 +102,24 @@ impl Event {
 impl App {
     /// Notes, within `tx`, what the call did to the user; without a call, what the operator did.
     pub(super) async fn audit(&self, tx: &Tx, event: Event, call: Option<&Call>, user_id: i64) -> Result<()> {
+        self.write_audit(tx, &event, call, Some(user_id)).await
+    }
+
+    /// Notes, within `tx`, what the call did that concerns no single user.
+    pub(super) async fn audit_at_large(&self, tx: &Tx, event: Event, call: &Call) -> Result<()> {
+        self.write_audit(tx, &event, Some(call), None).await
+    }
+
+    async fn write_audit(&self, tx: &Tx, event: &Event, call: Option<&Call>, user_id: Option<i64>) -> Result<()> {
         let caller = call.and_then(|call| call.caller.as_ref());
         audit_event::ActiveModel {
             kind: Set(event.name().to_owned()),
-            actor_id: Set(caller.map(|caller| caller.user_id).or(event.proves_the_user().then_some(user_id))),
-            user_id: Set(Some(user_id)),
+            actor_id: Set(caller.map(|caller| caller.user_id).or(user_id.filter(|_| event.proves_the_user()))),
+            user_id: Set(user_id),
             ip: Set(call.map(|call| call.client.to_string())),
             user_agent: Set(call.and_then(Call::user_agent)),
             request_id: Set(call.map(|call| call.request_id.to_string())),
-            detail: Set("{}".to_owned()),
+            detail: Set(event.detail().to_string()),
             created_at: Set(self.clock.now()),
             ..Default::default()
         }

@@ -1,10 +1,15 @@
 //! The rules, one file a subject, as `impl App` blocks. Nothing here knows gRPC or HTTP.
 
+pub mod account;
 mod audit;
+mod authority;
 pub mod avatar;
 pub mod caller;
+mod event;
+pub mod group;
 pub mod outbox;
 pub mod password;
+pub mod permission;
 pub mod profile;
 pub mod registration;
 pub mod role;

@@ -42,12 +42,16 @@ const GIVE_UP_AFTER: TimeDelta = TimeDelta::hours(24);
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Letter {
     VerificationCode { to: String, code: String },
+    PasswordChanged { to: String, name: Option<String> },
+    EmailChanged { to: String, name: Option<String> },
 }
 
 impl Letter {
     fn kind(&self) -> &'static str {
         match self {
             Self::VerificationCode { .. } => "verification_code",
+            Self::PasswordChanged { .. } => "password_changed",
+            Self::EmailChanged { .. } => "email_changed",
         }
     }
 
@@ -60,6 +64,12 @@ impl Letter {
                      If you did not ask for it, you can ignore this message.\n"
                 );
                 Mail { id, to, subject: "Verify your email address".into(), text, written_at }
+            }
+            Self::PasswordChanged { to, .. } => {
+                Mail { id, to, subject: "Your password was changed".into(), text: "x".into(), written_at }
+            }
+            Self::EmailChanged { to, .. } => {
+                Mail { id, to, subject: "Your email address was changed".into(), text: "x".into(), written_at }
             }
         }
     }
@@ -83,6 +93,17 @@ impl App {
             ..Default::default()
         };
         row.insert(tx).await?;
+        Ok(())
+    }
+
+    /// Takes the user's letters out of the outbox, within `tx`: nobody is there any more who waits for them.
+    pub(super) async fn forget_letters(&self, tx: &Tx, user_id: i64) -> Result<()> {
+        let kinds = ["verification_code", "password_changed", "email_changed"];
+        outbox::Entity::delete_many()
+            .filter(outbox::Column::UserId.eq(user_id))
+            .filter(outbox::Column::Kind.is_in(kinds))
+            .exec(tx)
+            .await?;
         Ok(())
     }
 

@@ -25,6 +25,9 @@ pub const MIN_CHARS: usize = 8;
 /// In UTF-8 these are 512 bytes at most.
 pub const MAX_CHARS: usize = 128;
 
+const TOO_WEAK: &str = "Password is too weak";
+const IS_PERSONAL: &str = "The password must not be the same as the e-mail address or a name.";
+
 /// A password as it was typed. `Debug` shows `[REDACTED]`, and the memory is wiped when it is dropped.
 #[derive(Debug)]
 pub struct Password(SecretString);
@@ -47,9 +50,9 @@ impl Password {
             (!raw.contains(is_special), "The password must contain at least one special character."),
             (raw.contains(char::is_control), "The password must not contain control characters."),
             (chars <= MAX_CHARS && is_common(raw), "The password is too common."),
-            (is_personal(raw, personal), "The password must not be the same as the e-mail address or a name."),
+            (is_personal(raw, personal), IS_PERSONAL),
         ];
-        let mut messages = vec!["Password is too weak".into()];
+        let mut messages = vec![TOO_WEAK.into()];
         messages.extend(checks.into_iter().filter(|(fails, _)| *fails).map(|(_, reason)| reason.into()));
         if messages.len() == 1 { Ok(Self(raw.into())) } else { Err(messages) }
     }
@@ -69,6 +72,16 @@ impl Password {
             Err("Null characters are not allowed.")
         } else {
             Ok(Self(raw.into()))
+        }
+    }
+
+    /// Nothing, or what is wrong where the password is the person's address or a name: `personal`. For a new password that
+    /// was parsed before it was known whose it is.
+    pub fn is_impersonal(&self, personal: &[&str]) -> Result<(), Vec<Cow<'static, str>>> {
+        if is_personal(self.0.expose_secret(), personal) {
+            Err(vec![TOO_WEAK.into(), IS_PERSONAL.into()])
+        } else {
+            Ok(())
         }
     }
 

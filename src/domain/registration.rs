@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QuerySelect, SqlErr};
+use sea_orm::{ActiveModelTrait, ActiveValue::Set, ColumnTrait, DbErr, EntityTrait, QueryFilter, QuerySelect, SqlErr};
 
 use crate::{
     app::App,
@@ -25,18 +25,43 @@ use crate::{
 
 /// An account to be.
 pub struct NewAccount {
-    pub email: EmailAddress,
+    pub person: Person,
     pub password: Password,
+}
+
+/// Whose account it is.
+pub struct Person {
+    pub email: EmailAddress,
     pub first_name: PersonName,
     pub last_name: PersonName,
 }
 
 /// What sets a user apart from the first day on.
-#[derive(Debug, Clone, Copy, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "the columns, as the Django service named them")]
+#[derive(Debug, Clone, Copy)]
 pub struct Standing {
+    pub is_active: bool,
+    pub is_verified: bool,
+    pub is_freelancer: bool,
+    pub is_seller: bool,
+    pub is_moderator: bool,
     pub is_staff: bool,
     pub is_superuser: bool,
-    pub is_verified: bool,
+}
+
+impl Default for Standing {
+    /// Whoever registers.
+    fn default() -> Self {
+        Self {
+            is_active: true,
+            is_verified: false,
+            is_freelancer: false,
+            is_seller: false,
+            is_moderator: false,
+            is_staff: false,
+            is_superuser: false,
+        }
+    }
 }
 
 impl App {
@@ -55,16 +80,15 @@ impl App {
 
     async fn register_within_limits(self: &Arc<Self>, call: Arc<Call>, new: NewAccount) -> Result<LoggedIn> {
         // Spares the hash. The index decides, below.
-        if self.email_is_taken(&new.email).await? {
+        if self.email_is_taken(&new.person.email).await? {
             return Err(Error::EmailTaken);
         }
         let hash = self.hash_password(new.password).await?;
         let app = Arc::clone(self);
-        let (email, first_name, last_name) = (new.email, new.first_name, new.last_name);
         self.change(async move {
             let now = app.clock.now();
             let tx = app.db.begin().await?;
-            let user = insert_user(&tx, &email, hash, &first_name, &last_name, Standing::default(), now).await?;
+            let user = insert_user(&tx, &new.person, hash, Standing::default(), now).await?;
             let session = app.insert_session(&tx, &call, user.id, now).await?;
             app.post_code(&tx, &user, false, now).await?;
             app.audit(&tx, Event::Registered, Some(&call), user.id).await?;
@@ -80,21 +104,21 @@ impl App {
     ///
     /// # Errors
     /// `EmailTaken`.
-    pub async fn create_superuser(&self, email: &EmailAddress, password: Password) -> Result<user::Model> {
-        if self.email_is_taken(email).await? {
+    pub async fn create_superuser(&self, email: EmailAddress, password: Password) -> Result<user::Model> {
+        if self.email_is_taken(&email).await? {
             return Err(Error::EmailTaken);
         }
         let hash = self.hash_password(password).await?;
-        let standing = Standing { is_staff: true, is_superuser: true, is_verified: true };
-        let (first_name, last_name) = (PersonName::default(), PersonName::default());
+        let standing = Standing { is_staff: true, is_superuser: true, is_verified: true, ..Standing::default() };
+        let person = Person { email, first_name: PersonName::default(), last_name: PersonName::default() };
         let tx = self.db.begin().await?;
-        let user = insert_user(&tx, email, hash, &first_name, &last_name, standing, self.clock.now()).await?;
+        let user = insert_user(&tx, &person, hash, standing, self.clock.now()).await?;
         self.audit(&tx, Event::SuperuserMade, None, user.id).await?;
         tx.commit().await?;
         Ok(user)
     }
 
-    async fn email_is_taken(&self, email: &EmailAddress) -> Result<bool> {
+    pub(super) async fn email_is_taken(&self, email: &EmailAddress) -> Result<bool> {
         let holder: Option<i64> = user::Entity::find()
             .select_only()
             .column(user::Column::Id)
@@ -105,37 +129,36 @@ impl App {
         Ok(holder.is_some())
     }
 
-    async fn hash_password(&self, password: Password) -> Result<PasswordHash> {
+    pub(super) async fn hash_password(&self, password: Password) -> Result<PasswordHash> {
         let params = self.argon2;
         self.hash_pool.run(move |scratch| password::hash(&password, params, scratch).map(PasswordHash)).await?
     }
 }
 
 /// A user and the profile that belongs to it, within `tx`.
-async fn insert_user(
+pub(super) async fn insert_user(
     tx: &Tx,
-    email: &EmailAddress,
+    person: &Person,
     password: PasswordHash,
-    first_name: &PersonName,
-    last_name: &PersonName,
     standing: Standing,
     now: DateTime<Utc>,
 ) -> Result<user::Model> {
-    let (search_text, name_text) = rules::search_texts(email, first_name, last_name);
+    let Person { email, first_name, last_name } = person;
+    let (search_text, name_text) = rules::search_texts(email.key(), first_name.as_str(), last_name.as_str());
     let user = user::ActiveModel {
         email: Set(email.as_str().to_owned()),
         email_key: Set(email.key().to_owned()),
         password: Set(password),
         first_name: Set(first_name.as_str().to_owned()),
         last_name: Set(last_name.as_str().to_owned()),
-        is_active: Set(true),
+        is_active: Set(standing.is_active),
         is_staff: Set(standing.is_staff),
         is_superuser: Set(standing.is_superuser),
         is_verified: Set(standing.is_verified),
-        is_freelancer: Set(false),
-        is_seller: Set(false),
-        is_moderator: Set(false),
-        listed: Set(true),
+        is_freelancer: Set(standing.is_freelancer),
+        is_seller: Set(standing.is_seller),
+        is_moderator: Set(standing.is_moderator),
+        listed: Set(standing.is_active), // the profile begins public
         search_text: Set(search_text),
         name_text: Set(name_text),
         version: Set(1),
@@ -144,10 +167,7 @@ async fn insert_user(
         last_login: Set(None),
         ..Default::default()
     };
-    let user = user.insert(tx).await.map_err(|error| match error.sql_err() {
-        Some(SqlErr::UniqueConstraintViolation(_)) => Error::EmailTaken,
-        _ => error.into(),
-    })?;
+    let user = user.insert(tx).await.map_err(or_email_taken)?;
     let profile = profile::ActiveModel {
         user_id: Set(user.id),
         avatar: Set(None),
@@ -159,4 +179,12 @@ async fn insert_user(
     };
     profile.insert(tx).await?;
     Ok(user)
+}
+
+/// Of the unique columns of a user only the address can be taken: the ids are the store's own.
+pub(super) fn or_email_taken(error: DbErr) -> Error {
+    match error.sql_err() {
+        Some(SqlErr::UniqueConstraintViolation(_)) => Error::EmailTaken,
+        _ => error.into(),
+    }
 }

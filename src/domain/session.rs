@@ -14,6 +14,7 @@ use crate::{
         audit::Event,
         caller::{Call, Caller},
         password::{self, Password, Verdict},
+        permission::{Permissions, granted},
         role::Roles,
         token::{self, TokenPair, VerifiedToken},
         user::EmailAddress,
@@ -248,8 +249,33 @@ impl App {
         Revocation::of_session(id, now, self.keys.last_access_expiry(now)).write(tx).await
     }
 
+    /// Ends the user's sessions, all but `kept`, and tells the feed, within `tx`. The answer is for `Revocations::apply`,
+    /// after the commit.
+    pub(super) async fn end_sessions(
+        &self,
+        tx: &Tx,
+        user_id: i64,
+        kept: Option<Uuid>,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<Revocation>> {
+        let mut end = session::Entity::update_many()
+            .col_expr(session::Column::RevokedAt, Expr::value(now))
+            .filter(session::Column::UserId.eq(user_id))
+            .filter(session::Column::RevokedAt.is_null())
+            .filter(session::Column::ExpiresAt.gt(now));
+        if let Some(kept) = kept {
+            end = end.filter(session::Column::Id.ne(kept));
+        }
+        let ended = end.exec_with_returning(tx).await?;
+        let expires_at = self.keys.last_access_expiry(now);
+        let revocations: Vec<_> =
+            ended.iter().map(|session| Revocation::of_session(session.id, now, expires_at)).collect();
+        Revocation::write_all(&revocations, tx).await?;
+        Ok(revocations)
+    }
+
     /// Whom a token stands for, if it is worth anything now.
-    pub async fn verify_token(&self, call: &Call, token: &str) -> Result<VerifiedToken> {
+    pub async fn verify_token(&self, call: &Call, token: &str) -> Result<(VerifiedToken, Permissions)> {
         let now = self.clock.now();
         let mut verified = match self.keys.verify_either(token, now) {
             Ok(verified) => {
@@ -278,7 +304,9 @@ impl App {
                 verified.is_verified = user.is_verified;
             }
         }
-        Ok(verified)
+        let granted = granted(self.db.reader(), verified.user_id).await?;
+        let permissions = Permissions::of_roles(verified.roles, granted);
+        Ok((verified, permissions))
     }
 }
 

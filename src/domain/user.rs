@@ -1,10 +1,10 @@
 //! Users: the types of their fields, and who may see one.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::HashMap};
 
 use icu_casemap::CaseMapper;
 use icu_normalizer::ComposingNormalizerBorrowed;
-use sea_orm::EntityTrait;
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 
 use crate::{
     app::App,
@@ -16,6 +16,7 @@ use crate::{
 
 pub const EMAIL_MAX_CHARS: usize = 254;
 pub const NAME_MAX_CHARS: usize = 150;
+pub const BATCH_MAX_IDS: usize = 100;
 
 /// Text folded so that two spellings of the same letters are equal, in every script: NFC, case-folded, NFC again.
 pub fn fold(text: &str) -> String {
@@ -124,9 +125,35 @@ impl PersonName {
 }
 
 /// What a search looks through: the folded address and names, and the folded names alone, for those who may not search addresses.
-pub fn search_texts(email: &EmailAddress, first_name: &PersonName, last_name: &PersonName) -> (String, String) {
-    let names = fold(&format!("{} {}", first_name.0, last_name.0)).trim().to_owned();
-    (format!("{} {names}", email.key), names)
+pub fn search_texts(email_key: &str, first_name: &str, last_name: &str) -> (String, String) {
+    let names = fold(&format!("{first_name} {last_name}")).trim().to_owned();
+    (format!("{email_key} {names}"), names)
+}
+
+/// First and last name; `""` for who gave neither.
+pub fn full_name(user: &user::Model) -> String {
+    format!("{} {}", user.first_name, user.last_name).trim().to_owned()
+}
+
+/// What one is called among friends: the first name. `""` for who gave none.
+pub fn short_name(user: &user::Model) -> &str {
+    &user.first_name
+}
+
+/// How a mail may greet the user. `None` where the address is not verified: whoever registered a stranger's address would
+/// choose the words that are mailed there.
+pub(super) fn greeting_name(user: &user::Model) -> Option<String> {
+    (user.is_verified && !short_name(user).is_empty()).then(|| short_name(user).to_owned())
+}
+
+/// Ids to look up at once.
+#[derive(Debug, Clone)]
+pub struct BatchIds(Vec<i64>);
+
+impl BatchIds {
+    pub fn parse(ids: Vec<i64>) -> Result<Self, &'static str> {
+        if ids.len() > BATCH_MAX_IDS { Err("Ensure this field has no more than 100 elements.") } else { Ok(Self(ids)) }
+    }
 }
 
 /// A user as a caller may see it.
@@ -153,6 +180,17 @@ impl App {
         }
         let email = self.email_for(caller, &user).into_owned();
         Ok(Some(VisibleUser { user, email }))
+    }
+
+    /// The users with these ids, in their order and each once; those that are not there, or that `caller` may not see, are left
+    /// out.
+    pub async fn batch_get_users(&self, caller: &Caller, ids: &BatchIds) -> Result<Vec<VisibleUser>> {
+        let found = user::Entity::find().filter(user::Column::Id.is_in(ids.0.iter().copied()));
+        let mut found: HashMap<i64, user::Model> =
+            found.all(self.db.reader()).await?.into_iter().map(|user| (user.id, user)).collect();
+        let in_order = ids.0.iter().filter_map(|id| found.remove(id));
+        let visible = in_order.filter(|user| caller.may_see(user));
+        Ok(visible.map(|user| VisibleUser { email: self.email_for(caller, &user).into_owned(), user }).collect())
     }
 
     /// The user's address, masked where `caller` may not see it.

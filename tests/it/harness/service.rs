@@ -143,7 +143,7 @@ impl Service {
     /// A new superuser, logged in.
     pub async fn admin(&self, email: &str) -> Actor {
         let address = EmailAddress::parse(email).unwrap();
-        self.app.create_superuser(&address, Password::parse_new(PASSWORD, &[]).unwrap()).await.unwrap();
+        self.app.create_superuser(address, Password::parse_new(PASSWORD, &[]).unwrap()).await.unwrap();
         self.login(email).await
     }
 

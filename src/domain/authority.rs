@@ -1,0 +1,86 @@
+//! Who may change whom. Contract §5.
+
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+
+use crate::{
+    app::App,
+    db::Tx,
+    domain::caller::Caller,
+    entity::user,
+    error::{AuthFailure, Conflict, Denial, Error, Resource, Result},
+};
+
+/// Who means to change something, as the database has it now and not as a token said it was.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Authority {
+    pub user_id: i64,
+    pub is_admin: bool,
+    pub is_superuser: bool,
+}
+
+impl Authority {
+    pub fn require_admin(self) -> Result<()> {
+        if self.is_admin { Ok(()) } else { Err(Error::PermissionDenied(Denial::Role)) }
+    }
+
+    pub fn require_superuser(self) -> Result<()> {
+        if self.is_superuser { Ok(()) } else { Err(Error::PermissionDenied(Denial::Role)) }
+    }
+}
+
+/// A user who is to be changed. The row is ours until the commit.
+pub(super) struct Subject {
+    pub user: user::Model,
+    is_last_superuser: bool,
+}
+
+impl Subject {
+    /// Nothing, or the refusal where nobody would be left to make superusers.
+    pub fn require_dispensable(&self) -> Result<()> {
+        if self.is_last_superuser { Err(Error::Conflict(Conflict::LastSuperuser)) } else { Ok(()) }
+    }
+}
+
+impl App {
+    /// What the caller may do, as of now.
+    ///
+    /// # Errors
+    /// `Unauthenticated` if the account is gone or inactive.
+    pub(super) async fn authority(&self, tx: &Tx, caller: &Caller) -> Result<Authority> {
+        let user = user::Entity::find_by_id(caller.user_id).one(tx).await?.filter(|user| user.is_active);
+        let user = user.ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))?;
+        Ok(Authority {
+            user_id: user.id,
+            is_admin: user.is_staff || user.is_superuser,
+            is_superuser: user.is_superuser,
+        })
+    }
+
+    /// The user with this id, locked, if `authority` may change it: oneself and, for an admin, others. Whoever may not learns
+    /// nothing, not even whether there is such a user.
+    ///
+    /// # Errors
+    /// `PermissionDenied`; `NotFound`.
+    pub(super) async fn lock_subject(&self, tx: &Tx, authority: Authority, id: i64) -> Result<Subject> {
+        if authority.user_id != id {
+            authority.require_admin()?;
+        }
+        let missing = || Error::NotFound(Resource::User);
+        let seen = user::Entity::find_by_id(id).one(tx).await?.ok_or_else(missing)?;
+        // All superusers, in the order of their ids: of two who demote each other, one waits and then finds to be the last.
+        let superusers = if seen.is_superuser {
+            let all = user::Entity::find().filter(user::Column::IsSuperuser.eq(true)).order_by_asc(user::Column::Id);
+            all.lock_exclusive().all(tx).await?
+        } else {
+            Vec::new()
+        };
+        let user = user::Entity::find_by_id(id).lock_exclusive().one(tx).await?.ok_or_else(missing)?;
+        if user.is_superuser && authority.user_id != id {
+            authority.require_superuser()?;
+        }
+        let is_active_superuser = |user: &user::Model| user.is_active && user.is_superuser;
+        let is_last_superuser =
+            is_active_superuser(&user) && !superusers.iter().any(|other| other.id != id && is_active_superuser(other));
+        Ok(Subject { user, is_last_superuser })
+    }
+}
