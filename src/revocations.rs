@@ -207,6 +207,12 @@ impl Revocations {
         self.held.write().unwrap_or_else(PoisonError::into_inner).take(revocation);
     }
 
+    /// Takes note of changes whose transaction has committed: of all at once, or of none.
+    pub fn apply_all(&self, revocations: &[Revocation]) {
+        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        revocations.iter().for_each(|revocation| held.take(*revocation));
+    }
+
     fn take_all(&self, rows: &[revocation::Model]) {
         let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
         rows.iter().filter_map(Revocation::read).for_each(|revocation| held.take(revocation));

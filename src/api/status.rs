@@ -87,31 +87,11 @@ fn tell(error: &Error) -> Told<'_> {
             Told { detail, ..told(Code::PermissionDenied, StatusCode::FORBIDDEN, reason, error) }
         }
         Error::NotFound(resource) => {
-            let (reason, error) = match resource {
-                Resource::User => ("USER_NOT_FOUND", "User not found"),
-                Resource::Profile => ("PROFILE_NOT_FOUND", "Profile not found"),
-                Resource::Avatar => ("AVATAR_NOT_FOUND", "Avatar not found"),
-                Resource::Role => ("ROLE_NOT_FOUND", "Role not found"),
-                Resource::Permission => ("PERMISSION_NOT_FOUND", "Permission not found"),
-                Resource::Group => ("GROUP_NOT_FOUND", "Group not found"),
-                Resource::Membership => ("MEMBERSHIP_NOT_FOUND", "The user is not in the group"),
-            };
+            let (reason, error) = missing(*resource);
             told(Code::NotFound, StatusCode::NOT_FOUND, reason, error)
         }
         Error::Conflict(conflict) => {
-            let (reason, error, detail) = match conflict {
-                Conflict::LastSuperuser => {
-                    ("LAST_SUPERUSER", "The last superuser has to stay", "Make another active user a superuser first")
-                }
-                Conflict::TooManyGroups => {
-                    ("TOO_MANY_GROUPS", "There are as many groups as there may be", "Delete one first")
-                }
-                Conflict::TooManyPermissions => (
-                    "TOO_MANY_PERMISSIONS",
-                    "There are as many permissions as there may be",
-                    "Take one away first, or put them into another group",
-                ),
-            };
+            let (reason, error, detail) = in_the_way(*conflict);
             Told { detail: Some(detail), ..told(Code::FailedPrecondition, StatusCode::CONFLICT, reason, error) }
         }
         Error::Throttled { retry_after } => Told {
@@ -142,6 +122,32 @@ fn tell(error: &Error) -> Told<'_> {
             detail: Some("An unexpected error occurred"),
             ..told(Code::Internal, StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL", "Internal server error")
         },
+    }
+}
+
+fn missing(resource: Resource) -> (&'static str, &'static str) {
+    match resource {
+        Resource::User => ("USER_NOT_FOUND", "User not found"),
+        Resource::Profile => ("PROFILE_NOT_FOUND", "Profile not found"),
+        Resource::Avatar => ("AVATAR_NOT_FOUND", "Avatar not found"),
+        Resource::Role => ("ROLE_NOT_FOUND", "Role not found"),
+        Resource::Permission => ("PERMISSION_NOT_FOUND", "Permission not found"),
+        Resource::Group => ("GROUP_NOT_FOUND", "Group not found"),
+        Resource::Membership => ("MEMBERSHIP_NOT_FOUND", "The user is not in the group"),
+    }
+}
+
+fn in_the_way(conflict: Conflict) -> (&'static str, &'static str, &'static str) {
+    match conflict {
+        Conflict::LastSuperuser => {
+            ("LAST_SUPERUSER", "The last superuser has to stay", "Make another active user a superuser first")
+        }
+        Conflict::TooManyGroups => ("TOO_MANY_GROUPS", "There are as many groups as there may be", "Delete one first"),
+        Conflict::TooManyPermissions => (
+            "TOO_MANY_PERMISSIONS",
+            "There are as many permissions as there may be",
+            "Take one away first, or put them into a group of their own",
+        ),
     }
 }
 

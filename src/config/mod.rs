@@ -47,7 +47,6 @@ pub const NOT_YET: &[&str] = &[
     "SECURE_HSTS_INCLUDE_SUBDOMAINS",
     "SECURE_HSTS_SECONDS",
     "SECURE_SSL_REDIRECT",
-    "SELF_SERVICE_ROLES",
 ];
 
 /// The configuration in force. Its `Debug` shows no secret.
@@ -490,7 +489,7 @@ fn accounts(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Accounts {
     ];
     let roles = [("freelancer", SelfServiceRole::Freelancer), ("seller", SelfServiceRole::Seller)];
     let emails = [("masked", DirectoryEmails::Masked), ("full", DirectoryEmails::Full)];
-    let accounts = Accounts {
+    Accounts {
         cookies: r.value(&variables::AUTH_COOKIES, parse::boolean),
         privacy: r.value(&variables::AUTH_PRIVACY, |text| parse::one_of(&privacies, text)),
         require_verified: r.value(&variables::REQUIRE_VERIFIED, |text| parse::some_of(&needs, text)),
@@ -501,12 +500,7 @@ fn accounts(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Accounts {
             url if url.starts_with("file:") || url.starts_with("s3:") => Err("comes with a later release".into()),
             _ => Err("is unknown".into()),
         }),
-    };
-    // By default they are in the list, which is nobody's belief.
-    if r.is_set(&variables::REQUIRE_VERIFIED) && accounts.require_verified.contains(&NeedsVerified::SelfServiceRoles) {
-        r.warn("REQUIRE_VERIFIED names self_service_roles, but in this release users can't give themselves roles");
     }
-    accounts
 }
 
 fn limits(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Limits {

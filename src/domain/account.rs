@@ -192,7 +192,7 @@ impl App {
             }
             app.audit(&tx, Event::UserUpdated(changed), Some(&call), id).await?;
             tx.commit().await?;
-            revocations.into_iter().for_each(|revocation| app.revocations.apply(revocation));
+            app.revocations.apply_all(&revocations);
             app.outbox_has_mail();
             if is_other_role {
                 let (was, is) = (Roles::of(before).role_display(), Roles::of(&after).role_display());
@@ -359,7 +359,7 @@ impl App {
         let letter = Letter::PasswordChanged { to: user.email.clone(), name: greeting_name(&user) };
         self.post(&tx, &letter, user.id, now).await?;
         tx.commit().await?;
-        ended.into_iter().for_each(|revocation| self.revocations.apply(revocation));
+        self.revocations.apply_all(&ended);
         self.outbox_has_mail();
         Ok(true)
     }

@@ -9,6 +9,7 @@
 )]
 
 mod access_matrix;
+mod account;
 mod architecture;
 mod avatar;
 mod cli;
@@ -25,11 +26,13 @@ mod openapi;
 mod operations;
 mod outages;
 mod password;
+mod password_change;
 mod profile;
 mod registration;
 mod rest;
 mod rest_parity;
 mod revocations;
+mod role;
 mod session;
 mod shutdown;
 mod token;

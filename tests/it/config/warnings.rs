@@ -31,24 +31,12 @@ fn what_this_release_ignores_is_warned_of_only_when_it_would_matter() {
             "GRPC_ADDR" => "0.0.0.0:9000",
             "ACCEPT_SIMPLEJWT_UNTIL" => "2027-01-31T00:00:00Z",
             "CORS_ALLOWED_ORIGINS" | "NOTIFICATION_SERVICE_URL" => "https://example.com",
-            "SELF_SERVICE_ROLES" => "seller",
             _ => "true",
         };
         let config = loaded(&[(name, value)]);
         assert_eq!(config.warnings.len(), 1, "{name}: {:?}", config.warnings);
         assert!(config.warnings[0].starts_with(name));
     }
-}
-
-#[test]
-fn to_ask_for_verified_self_service_roles_is_a_warning_while_there_are_none() {
-    for list in ["self_service_roles", "login,self_service_roles"] {
-        let warning =
-            "REQUIRE_VERIFIED names self_service_roles, but in this release users can't give themselves roles";
-        warned(&[("REQUIRE_VERIFIED", list)], warning);
-    }
-    taken(&[("REQUIRE_VERIFIED", "login,avatar,profile")]);
-    taken(&[("REQUIRE_VERIFIED", "none")]);
 }
 
 #[test]

@@ -1,0 +1,577 @@
+//! Accounts: made by admins, changed, deleted; and what follows from it.
+
+use std::{
+    io::Cursor,
+    time::{Duration, Instant},
+};
+
+use identity::entity::{
+    audit_event, avatar, outbox, profile, session, user, user_group, user_permission, verification_code,
+};
+use image::ImageFormat;
+use reqwest::Method;
+use sea_orm::{ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder};
+use serde_json::{Value, json};
+
+use crate::{
+    harness::{Actor, Face, PASSWORD, Service, everywhere, on_each_store},
+    user::user_id,
+};
+
+async fn update(actor: &Actor, face: Face, id: i64, change: Value) -> crate::harness::Outcome {
+    let mut fields = change;
+    fields["id"] = json!(id);
+    actor.call(face, "UserService.UpdateUser", fields).await
+}
+
+async fn row(service: &Service, id: i64) -> user::Model {
+    user::Entity::find_by_id(id).one(service.app.db.reader()).await.unwrap().unwrap()
+}
+
+/// Marks the user's address as verified, by the code that was mailed to it.
+pub async fn verify(service: &Service, email: &str) {
+    let mail = service.mails_to(email, 1).await.remove(0);
+    let code: String = mail.text.chars().filter(char::is_ascii_digit).take(6).collect();
+    let fields = json!({ "email": email, "code": code });
+    service.anonymous().call(Face::Rest, "AuthService.VerifyEmail", fields).await.expect(200);
+}
+
+/// A user with staff's rights, who is no superuser.
+async fn staff(service: &Service, superuser: &Actor, email: &str) -> Actor {
+    let fields = json!({ "email": email, "password": PASSWORD, "is_staff": true });
+    superuser.call(Face::Rest, "UserService.CreateUser", fields).await.expect(201);
+    service.login(email).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_admin_makes_a_user_with_roles_who_can_log_in() {
+    everywhere(async |service, face| {
+        let admin = service.admin("admin@example.com").await;
+        let new = json!({
+            "email": " New@Example.COM ", "password": PASSWORD, "first_name": "Jane", "last_name": " Smith ",
+            "is_freelancer": true, "is_seller": false,
+        });
+        let mut made = admin.call(face, "UserService.CreateUser", new).await.expect(201);
+        for time in ["date_joined", "updated_at"] {
+            assert!(made[time].take().is_string());
+        }
+        let id = made["id"].as_i64().unwrap();
+        assert_eq!(
+            made,
+            json!({
+                "id": id, "email": "New@example.com", "first_name": "Jane", "last_name": "Smith", "is_active": true,
+                "is_verified": false, "is_freelancer": true, "is_seller": false, "is_moderator": false,
+                "roles": ["Freelancer"], "date_joined": null, "updated_at": null,
+            })
+        );
+        let login = json!({ "email": "new@example.com", "password": PASSWORD });
+        let login = service.anonymous().call(face, "AuthService.Login", login).await.expect(200);
+        assert_eq!(login["user"]["roles"], json!(["User", "Freelancer"]));
+        assert!(made.get("access_token").is_none());
+        let profiles = profile::Entity::find().filter(profile::Column::UserId.eq(id));
+        assert_eq!(profiles.count(service.app.db.reader()).await.unwrap(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_may_be_made_inactive_and_then_nobody_logs_in_or_finds_it() {
+    everywhere(async |service, face| {
+        let admin = service.admin("admin@example.com").await;
+        let user = service.user("user@example.com").await;
+        let new = json!({ "email": "off@example.com", "password": PASSWORD, "is_active": false, "is_verified": true });
+        let made = admin.call(face, "UserService.CreateUser", new).await.expect(201);
+        assert_eq!((&made["is_active"], &made["is_verified"]), (&json!(false), &json!(true)));
+        let login = json!({ "email": "off@example.com", "password": PASSWORD });
+        service.anonymous().call(face, "AuthService.Login", login).await.expect(401);
+        user.call(face, "UserService.GetUser", json!({ "id": made["id"] })).await.expect(404);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_superuser_makes_staff_and_superusers() {
+    everywhere(async |service, face| {
+        let superuser = service.admin("admin@example.com").await;
+        let staff = staff(service, &superuser, "staff@example.com").await;
+        for flag in ["is_staff", "is_superuser"] {
+            let new = json!({ "email": format!("{flag}@example.com"), "password": PASSWORD, flag: true });
+            staff.call(face, "UserService.CreateUser", new.clone()).await.expect(403);
+            let made = superuser.call(face, "UserService.CreateUser", new).await.expect(201);
+            assert_eq!(made["roles"], json!(["Admin"]));
+        }
+        let new = json!({ "email": "mod@example.com", "password": PASSWORD, "is_moderator": true, "is_staff": false });
+        assert_eq!(staff.call(face, "UserService.CreateUser", new).await.expect(201)["roles"], json!(["Moderator"]));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_changes_the_own_names_and_nothing_else_moves() {
+    everywhere(async |service, face| {
+        let user = service.user("user@example.com").await;
+        let id = user_id(&user);
+        let before = row(service, id).await;
+        service.set_clock(service.clock.now() + chrono::Duration::seconds(5));
+        let answer = update(&user, face, id, json!({ "first_name": " Jonathan ", "last_name": "Ёлкин" })).await;
+        let answer = answer.expect(200);
+        assert_eq!((&answer["first_name"], &answer["last_name"]), (&json!("Jonathan"), &json!("Ёлкин")));
+        assert_eq!(answer["email"], "user@example.com", "one sees the own address in full");
+
+        let after = row(service, id).await;
+        assert_eq!(after.updated_at, service.clock.now());
+        assert!(after.version > before.version);
+        assert_eq!(after.search_text, "user@example.com jonathan ёлкин");
+        assert_eq!(after.name_text, "jonathan ёлкин");
+        let unmoved = user::Model {
+            first_name: after.first_name.clone(),
+            last_name: after.last_name.clone(),
+            search_text: after.search_text.clone(),
+            name_text: after.name_text.clone(),
+            updated_at: after.updated_at,
+            version: after.version,
+            ..before
+        };
+        assert_eq!(after, unmoved);
+
+        // What changes nothing leaves no trace.
+        update(&user, face, id, json!({ "first_name": "Jonathan" })).await.expect(200);
+        update(&user, face, id, json!({})).await.expect(200);
+        assert_eq!(row(service, id).await, after);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_of_self_service_takes_a_verified_address_to_gain_and_none_to_give_up() {
+    everywhere(async |service, face| {
+        let user = service.user("user@example.com").await;
+        let id = user_id(&user);
+        let refused = update(&user, face, id, json!({ "is_seller": true, "first_name": "Joan" })).await;
+        assert_eq!(refused.status, 403, "{refused:?}");
+        match face {
+            Face::Grpc => assert_eq!(refused.reason.as_deref(), Some("EMAIL_NOT_VERIFIED")),
+            Face::Rest => assert!(refused.text.contains("Verify your email address first"), "{refused:?}"),
+        }
+        assert_eq!(row(service, id).await.first_name, "Jane", "all of it or nothing");
+        // To say that one is none, being none, is no gain.
+        update(&user, face, id, json!({ "is_seller": false })).await.expect(200);
+
+        verify(service, "user@example.com").await;
+        let answer = update(&user, face, id, json!({ "is_freelancer": true, "is_seller": true })).await.expect(200);
+        assert_eq!(answer["roles"], json!(["Freelancer", "Seller"]));
+        let token = json!({ "token": user.access_token });
+        let token = service.anonymous().call(face, "AuthService.VerifyToken", token).await.expect(200);
+        assert_eq!(token["roles"], json!(["Freelancer", "Seller"]), "a token from before knows at once");
+        let answer = update(&user, face, id, json!({ "is_freelancer": false })).await.expect(200);
+        assert_eq!(answer["roles"], json!(["Seller"]));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn which_roles_are_self_service_is_the_operators_to_say() {
+    for store in crate::harness::Store::all() {
+        let settings = [("SELF_SERVICE_ROLES", "seller"), ("REQUIRE_VERIFIED", "none")];
+        let service = Service::start_with(store, &settings).await;
+        for face in Face::ALL {
+            let user = service.user(&format!("{face:?}@example.com")).await;
+            let id = user_id(&user);
+            let refused = update(&user, face, id, json!({ "is_freelancer": true })).await;
+            assert_eq!(
+                (refused.status, refused.reason.as_deref().unwrap_or("PERMISSION_DENIED")),
+                (403, "PERMISSION_DENIED")
+            );
+            update(&user, face, id, json!({ "is_freelancer": false })).await.expect(403);
+            update(&user, face, id, json!({ "is_seller": true })).await.expect(200);
+        }
+        service.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_not_ones_own_to_set_is_refused_and_nothing_changes() {
+    everywhere(async |service, face| {
+        let user = service.user("user@example.com").await;
+        verify(service, "user@example.com").await;
+        let id = user_id(&user);
+        let before = row(service, id).await;
+        let privileged = [
+            ("email", json!("user@example.com")),
+            ("is_active", json!(true)),
+            ("is_verified", json!(true)),
+            ("is_moderator", json!(false)),
+            ("is_staff", json!(true)),
+            ("is_superuser", json!(true)),
+        ];
+        for (key, value) in privileged {
+            let outcome = update(&user, face, id, json!({ "first_name": "Joan", "is_seller": true, key: value })).await;
+            assert_eq!(outcome.status, 403, "{key}: {outcome:?}");
+        }
+        assert_eq!(row(service, id).await, before);
+    })
+    .await;
+    // What nobody may set is ignored, as all unknown keys are.
+    on_each_store(async |service| {
+        let user = service.user("user@example.com").await;
+        let before = row(service, user_id(&user)).await;
+        let body = json!({
+            "id": 77, "roles": ["Admin"], "date_joined": "2001-01-01T00:00:00Z", "updated_at": null, "password": "x",
+            "version": 0, "listed": false, "email_key": "x", "last_login": null, "groups": [1], "nonsense": {},
+        });
+        let response = user.request(Method::PATCH, "/api/users/1/").json(&body).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        assert_eq!(row(service, user_id(&user)).await, before);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn null_is_no_name_and_no_flag() {
+    on_each_store(async |service| {
+        let user = service.user("user@example.com").await;
+        let before = row(service, 1).await;
+        let body = json!({ "first_name": null, "is_seller": null });
+        let response = user.request(Method::PATCH, "/api/users/1/").json(&body).send().await.unwrap();
+        assert_eq!(response.status(), 400);
+        let errors: Value = response.json().await.unwrap();
+        let refusal = ["This field may not be null."];
+        assert_eq!(errors, json!({ "first_name": refusal, "is_seller": refusal }));
+        let masked = json!({ "id": 1, "update_mask": "firstName" });
+        let outcome = user.call(Face::Grpc, "UserService.UpdateUser", masked).await;
+        assert_eq!(outcome.expect_field(400, "first_name"), ["This field may not be null."]);
+        // With a mask, what it doesn't name stays.
+        let masked = json!({ "id": 1, "update_mask": "lastName", "first_name": "Joan", "last_name": "Roe" });
+        let answer = user.call(Face::Grpc, "UserService.UpdateUser", masked).await.expect(200);
+        assert_eq!((&answer["first_name"], &answer["last_name"]), (&json!("Jane"), &json!("Roe")));
+        assert_eq!(row(service, 1).await.first_name, before.first_name);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_address_is_unverified_until_its_own_code_comes_back_and_the_old_one_is_told() {
+    everywhere(async |service, face| {
+        let admin = service.admin("admin@example.com").await;
+        let user = service.user("old@example.com").await;
+        let id = user_id(&user);
+        verify(service, "old@example.com").await;
+
+        // Another spelling is no other mailbox.
+        let answer = update(&admin, face, id, json!({ "email": "Old@Example.com" })).await.expect(200);
+        assert_eq!((&answer["email"], &answer["is_verified"]), (&json!("Old@example.com"), &json!(true)));
+        let taken = update(&admin, face, id, json!({ "email": "ADMIN@example.com" })).await;
+        assert_eq!(taken.expect_field(400, "email"), ["A user with this email already exists."]);
+
+        let answer = update(&admin, face, id, json!({ "email": "new@example.com" })).await.expect(200);
+        assert_eq!((&answer["email"], &answer["is_verified"]), (&json!("new@example.com"), &json!(false)));
+        let told = service.mails_to("Old@example.com", 1).await.remove(0);
+        assert_eq!(told.subject, "Your email address was changed");
+        let token = json!({ "token": user.access_token });
+        let token = service.anonymous().call(face, "AuthService.VerifyToken", token).await.expect(200);
+        assert_eq!(token["is_verified"], false, "a token from before knows at once");
+        verify(service, "new@example.com").await;
+        assert!(row(service, id).await.is_verified);
+        service.login("new@example.com").await;
+
+        // An admin who knows better says so in the same breath.
+        let both = json!({ "email": "third@example.com", "is_verified": true });
+        assert_eq!(update(&admin, face, id, both).await.expect(200)["is_verified"], true);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_code_for_the_old_address_does_not_verify_the_new_one() {
+    everywhere(async |service, face| {
+        let admin = service.admin("admin@example.com").await;
+        let user = service.user("old@example.com").await;
+        let mail = service.mails_to("old@example.com", 1).await.remove(0);
+        let code: String = mail.text.chars().filter(char::is_ascii_digit).take(6).collect();
+        update(&admin, face, user_id(&user), json!({ "email": "new@example.com" })).await.expect(200);
+        for email in ["old@example.com", "new@example.com"] {
+            let guess = json!({ "email": email, "code": code });
+            user.call(face, "AuthService.VerifyEmail", guess).await.expect_field(400, "code");
+        }
+        assert!(!row(service, user_id(&user)).await.is_verified);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deactivation_ends_every_session_everywhere_and_for_good() {
+    everywhere(async |service, face| {
+        let replica = service.replica().await;
+        let admin = service.admin("admin@example.com").await;
+        let phone = service.user("user@example.com").await;
+        let laptop = service.login("user@example.com").await.at(replica.address);
+        let id = user_id(&phone);
+        let answer = update(&admin, face, id, json!({ "is_active": false })).await.expect(200);
+        assert_eq!(answer["is_active"], false);
+        phone.call(face, "ProfileService.GetMyProfile", json!({})).await.expect(401);
+        within_a_second(async || laptop.call(face, "ProfileService.GetMyProfile", json!({})).await.status == 401).await;
+        let refresh = json!({ "refresh_token": laptop.refresh_token });
+        laptop.call(face, "AuthService.RefreshToken", refresh.clone()).await.expect(401);
+        let login = json!({ "email": "user@example.com", "password": PASSWORD });
+        phone.call(face, "AuthService.Login", login).await.expect(401);
+
+        update(&admin, face, id, json!({ "is_active": true })).await.expect(200);
+        for dead in [&phone, &laptop] {
+            dead.call(face, "ProfileService.GetMyProfile", json!({})).await.expect(401);
+        }
+        laptop.call(face, "AuthService.RefreshToken", refresh).await.expect(401);
+        let back = service.login("user@example.com").await;
+        back.call(face, "ProfileService.GetMyProfile", json!({})).await.expect(200);
+        replica.stop().await;
+    })
+    .await;
+}
+
+async fn within_a_second(holds: impl AsyncFn() -> bool) {
+    let begun = Instant::now();
+    while !holds().await {
+        assert!(begun.elapsed() < Duration::from_secs(1), "not within a second");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_or_inactive_user_stays_unlisted_whatever_else_changes() {
+    everywhere(async |service, face| {
+        let admin = service.admin("admin@example.com").await;
+        let user = service.user("user@example.com").await;
+        let id = user_id(&user);
+        user.call(face, "ProfileService.UpdateMyProfile", json!({ "is_public": false })).await.expect(200);
+        update(&admin, face, id, json!({ "is_active": false })).await.expect(200);
+        update(&admin, face, id, json!({ "is_active": true })).await.expect(200);
+        assert!(!row(service, id).await.listed, "the profile is still private");
+        let user = service.login("user@example.com").await;
+        user.call(face, "ProfileService.UpdateMyProfile", json!({ "is_public": true })).await.expect(200);
+        assert!(row(service, id).await.listed);
+        update(&admin, face, id, json!({ "is_active": false })).await.expect(200);
+        assert!(!row(service, id).await.listed);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn staff_leaves_superusers_alone() {
+    everywhere(async |service, face| {
+        let superuser = service.admin("admin@example.com").await;
+        let other = service.admin("other@example.com").await;
+        let staff = staff(service, &superuser, "staff@example.com").await;
+        let id = user_id(&other);
+        let before = row(service, id).await;
+        update(&staff, face, id, json!({ "first_name": "x" })).await.expect(403);
+        update(&staff, face, id, json!({ "is_active": false })).await.expect(403);
+        staff.call(face, "UserService.DeleteUser", json!({ "id": id })).await.expect(403);
+        let seller = json!({ "id": id, "role": "seller" });
+        staff.call(face, "RoleService.AddUserRole", seller).await.expect(403);
+        let admin = json!({ "id": id, "role": "admin" });
+        staff.call(face, "RoleService.RemoveUserRole", admin.clone()).await.expect(403);
+        assert_eq!(row(service, id).await, before);
+        // Nor does it make its like, or unmake it.
+        let peer = service.user("peer@example.com").await;
+        let peer = json!({ "id": user_id(&peer), "role": "admin" });
+        staff.call(face, "RoleService.AddUserRole", peer.clone()).await.expect(403);
+        superuser.call(face, "RoleService.AddUserRole", peer.clone()).await.expect(201);
+        staff.call(face, "RoleService.RemoveUserRole", peer).await.expect(403);
+        update(&staff, face, user_id(&staff), json!({ "is_superuser": true })).await.expect(403);
+        superuser.call(face, "RoleService.RemoveUserRole", admin).await.expect(204);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_active_superuser_stays() {
+    everywhere(async |service, face| {
+        let last = service.admin("last@example.com").await;
+        let id = user_id(&last);
+        // One who is there but not active can't help.
+        let idle =
+            json!({ "email": "idle@example.com", "password": PASSWORD, "is_superuser": true, "is_active": false });
+        last.call(face, "UserService.CreateUser", idle).await.expect(201);
+        let before = row(service, id).await;
+        let ways = [
+            ("UserService.UpdateUser", json!({ "id": id, "is_active": false })),
+            ("UserService.UpdateUser", json!({ "id": id, "is_superuser": false })),
+            ("RoleService.RemoveUserRole", json!({ "id": id, "role": "admin" })),
+            ("UserService.DeleteUser", json!({ "id": id })),
+        ];
+        for (rpc, fields) in &ways {
+            let refused = last.call(face, rpc, fields.clone()).await;
+            assert_eq!(refused.status, 409, "{rpc}: {refused:?}");
+            assert!(refused.text.contains("The last superuser has to stay"), "{refused:?}");
+            if face == Face::Grpc {
+                assert_eq!(refused.reason.as_deref(), Some("LAST_SUPERUSER"));
+            }
+        }
+        assert_eq!(row(service, id).await, before);
+        update(&last, face, id, json!({ "first_name": "Joan", "is_staff": false })).await.expect(200);
+        let second = service.admin("second@example.com").await;
+        last.call(face, "UserService.DeleteUser", json!({ "id": id })).await.expect(204);
+        second.call(face, "UserService.DeleteUser", json!({ "id": user_id(&second) })).await.expect(409);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_superusers_who_unmake_each_other_at_once_one_stays() {
+    on_each_store(async |service| {
+        for round in 0..5 {
+            let mut superusers = Vec::new();
+            for n in 0..4 {
+                superusers.push(service.admin(&format!("admin{round}-{n}@example.com")).await);
+            }
+            // Each unmakes the next; those of the rounds before are gone, but for the one that stayed.
+            let unmake = superusers.iter().enumerate().map(|(n, actor)| {
+                let next = user_id(&superusers[(n + 1) % superusers.len()]);
+                async move {
+                    let way = match n % 3 {
+                        0 => ("UserService.UpdateUser", json!({ "id": next, "is_superuser": false })),
+                        1 => ("UserService.DeleteUser", json!({ "id": next })),
+                        _ => ("RoleService.RemoveUserRole", json!({ "id": next, "role": "admin" })),
+                    };
+                    actor.call(Face::Grpc, way.0, way.1).await.status
+                }
+            });
+            let statuses = futures_util::future::join_all(unmake).await;
+            assert!(statuses.iter().all(|status| [200, 204, 401, 403, 404, 409].contains(status)), "{statuses:?}");
+            let left =
+                user::Entity::find().filter(user::Column::IsSuperuser.eq(true)).filter(user::Column::IsActive.eq(true));
+            assert!(left.count(service.app.db.reader()).await.unwrap() >= 1, "{statuses:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_user_leaves_nothing_but_the_audit() {
+    everywhere(async |service, face| {
+        let replica = service.replica().await;
+        let admin = service.admin("admin@example.com").await;
+        let user = service.user("user@example.com").await;
+        let elsewhere = service.login("user@example.com").await.at(replica.address);
+        let id = user_id(&user);
+        let group = admin.call(face, "RoleService.CreateGroup", json!({ "name": "Support" })).await.expect(201);
+        let member = json!({ "id": group["id"], "user_id": id });
+        admin.call(face, "RoleService.AddGroupMember", member).await.expect(201);
+        let grant = json!({ "id": id, "permission": "shop.refund" });
+        admin.call(face, "RoleService.GrantPermission", grant).await.expect(201);
+        let mut picture = Vec::new();
+        image::DynamicImage::new_rgb8(8, 8).write_to(&mut Cursor::new(&mut picture), ImageFormat::Png).unwrap();
+        let form = reqwest::multipart::Form::new().part("avatar", reqwest::multipart::Part::bytes(picture));
+        let answer = user.request(Method::PATCH, "/api/profile/me/").multipart(form).send().await.unwrap();
+        let avatar: Value = answer.json().await.unwrap();
+        let avatar = avatar["avatar"].as_str().unwrap().rsplit_once("/media").unwrap().1.to_owned();
+
+        let answer = user.call(face, "UserService.DeleteUser", json!({ "id": id })).await;
+        assert_eq!(answer.status, 204, "{answer:?}");
+        user.call(face, "ProfileService.GetMyProfile", json!({})).await.expect(401);
+        let gone = async || elsewhere.call(face, "ProfileService.GetMyProfile", json!({})).await.status == 401;
+        within_a_second(gone).await;
+        let refresh = json!({ "refresh_token": elsewhere.refresh_token });
+        elsewhere.call(face, "AuthService.RefreshToken", refresh).await.expect(401);
+        let login = json!({ "email": "user@example.com", "password": PASSWORD });
+        user.call(face, "AuthService.Login", login).await.expect(404);
+        admin.call(face, "UserService.GetUser", json!({ "id": id })).await.expect(404);
+        let picture = user.request(Method::GET, &format!("/media{avatar}")).send().await.unwrap();
+        assert_eq!(picture.status(), 404);
+
+        let db = service.app.db.reader();
+        let left = [
+            profile::Entity::find().filter(profile::Column::UserId.eq(id)).count(db).await.unwrap(),
+            session::Entity::find().filter(session::Column::UserId.eq(id)).count(db).await.unwrap(),
+            avatar::Entity::find().filter(avatar::Column::UserId.eq(id)).count(db).await.unwrap(),
+            verification_code::Entity::find().filter(verification_code::Column::UserId.eq(id)).count(db).await.unwrap(),
+            user_group::Entity::find().filter(user_group::Column::UserId.eq(id)).count(db).await.unwrap(),
+            user_permission::Entity::find().filter(user_permission::Column::UserId.eq(id)).count(db).await.unwrap(),
+            outbox::Entity::find().filter(outbox::Column::UserId.eq(id)).count(db).await.unwrap(),
+        ];
+        assert_eq!(left, [0; 7]);
+        let audit = audit_event::Entity::find()
+            .filter(audit_event::Column::UserId.eq(id))
+            .order_by_desc(audit_event::Column::Id)
+            .one(db)
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!((audit.kind.as_str(), audit.actor_id), ("user.deleted", Some(id)));
+        // The address is free again, and its new owner is somebody else.
+        let again = service.user("user@example.com").await;
+        assert_ne!(user_id(&again), id);
+        user.call(face, "ProfileService.GetMyProfile", json!({})).await.expect(401);
+        replica.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_different_fields_at_once_all_hold() {
+    on_each_store(async |service| {
+        let admin = service.admin("admin@example.com").await;
+        let user = service.user("user@example.com").await;
+        let id = user_id(&user);
+        let changes = [
+            json!({ "first_name": "Joan" }),
+            json!({ "last_name": "Roe" }),
+            json!({ "is_moderator": true }),
+            json!({ "is_seller": true }),
+            json!({ "is_freelancer": true }),
+            json!({ "email": "new@example.com" }),
+        ];
+        let all = changes.into_iter().map(|change| update(&admin, Face::Grpc, id, change));
+        for outcome in futures_util::future::join_all(all).await {
+            outcome.expect(200);
+        }
+        let row = row(service, id).await;
+        assert_eq!(row.search_text, "new@example.com joan roe");
+        assert_eq!(row.name_text, "joan roe");
+        assert!(row.is_moderator && row.is_seller && row.is_freelancer);
+        assert_eq!(row.version, 7);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_changed_what_is_in_the_audit_without_addresses_and_names() {
+    everywhere(async |service, face| {
+        let admin = service.admin("admin@example.com").await;
+        let user = service.user("user@example.com").await;
+        let change = json!({ "email": "new@example.com", "first_name": "Joan", "is_seller": true });
+        update(&admin, face, user_id(&user), change).await.expect(200);
+        let event = audit_event::Entity::find().filter(audit_event::Column::Kind.eq("user.updated"));
+        let event = event.one(service.app.db.reader()).await.unwrap().unwrap();
+        assert_eq!((event.actor_id, event.user_id), (Some(user_id(&admin)), Some(user_id(&user))));
+        let detail: Value = serde_json::from_str(&event.detail).unwrap();
+        assert_eq!(detail, json!({ "changed": { "email": null, "first_name": null, "is_seller": true } }));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_are_got_in_batches_in_the_order_asked_for_and_only_those_whom_one_may_see() {
+    on_each_store(async |service| {
+        let [one, two] = [service.user("one@example.com").await, service.user("two@example.com").await];
+        let [private, admin] = [service.user("private@example.com").await, service.admin("admin@example.com").await];
+        private.call(Face::Rest, "ProfileService.UpdateMyProfile", json!({ "is_public": false })).await.expect(200);
+        let ids: Vec<_> = [&two, &private, &one, &two].map(user_id).to_vec();
+        let mut asked = ids.clone();
+        asked.extend([999, 0, -1]);
+        let batch = async |actor: &Actor| {
+            let answer = actor.call(Face::Grpc, "UserService.BatchGetUsers", json!({ "ids": asked })).await.expect(200);
+            let users = answer["users"].as_array().unwrap().clone();
+            users.iter().map(|user| (user["id"].as_i64().unwrap(), user["email"].clone())).collect::<Vec<_>>()
+        };
+        assert_eq!(batch(&one).await, [(ids[0], json!("t***@example.com")), (ids[2], json!("one@example.com"))]);
+        let all = [(ids[0], "two@example.com"), (ids[1], "private@example.com"), (ids[2], "one@example.com")];
+        assert_eq!(batch(&admin).await, all.map(|(id, email)| (id, json!(email))));
+
+        let many = |n: i64| json!({ "ids": (1..=n).collect::<Vec<_>>() });
+        one.call(Face::Grpc, "UserService.BatchGetUsers", many(100)).await.expect(200);
+        one.call(Face::Grpc, "UserService.BatchGetUsers", many(101)).await.expect_field(400, "ids");
+        let none = one.call(Face::Grpc, "UserService.BatchGetUsers", json!({})).await.expect(200);
+        assert_eq!(none, json!({ "users": [] }));
+    })
+    .await;
+}
