@@ -5,11 +5,10 @@
 
 use std::{fs, net::SocketAddr, process::Command};
 
-use reqwest::Method;
 use serde_json::Value;
 
 use crate::harness::{
-    process::{Installation, Serving, run},
+    process::{Installation, run},
     stores::setting,
 };
 
@@ -44,7 +43,7 @@ fn with_token(token: &Value, example: &str) -> String {
 }
 
 /// The profile of somebody without a picture: `null` is where the document shows one.
-fn without_avatar(mut profile: Value) -> Value {
+pub fn without_avatar(mut profile: Value) -> Value {
     profile["avatar"] = Value::Null;
     profile
 }
@@ -52,7 +51,7 @@ fn without_avatar(mut profile: Value) -> Value {
 /// Whether `answer` has the keys that the document shows for it, of the same types, and no others than it shows for the
 /// same thing `elsewhere`.
 #[track_caller]
-fn assert_shape(answer: &Value, documented: &Value, elsewhere: &Value) {
+pub fn assert_shape(answer: &Value, documented: &Value, elsewhere: &Value) {
     let kind = |value: &Value| match value {
         Value::Null => "null",
         Value::Bool(_) => "true or false",
@@ -212,38 +211,8 @@ async fn the_javascript_example_prints_what_the_document_shows() {
     assert_eq!((&changed["bio"], &changed["timezone"]), (&"Updated bio".into(), &"Europe/Moscow".into()));
 }
 
-/// Sends a request as the document writes it: a line with method and path, headers, an empty line, the body.
-async fn send(service: &Serving<'_>, request: &str, status: u16) -> Value {
-    let (head, body) = request.split_once("\n\n").unwrap_or((request.trim_end(), ""));
-    let mut lines = head.lines();
-    let (method, path) = lines.next().unwrap().split_once(' ').unwrap();
-    let mut sent = service.anonymous().request(method.parse::<Method>().unwrap(), path);
-    for (name, value) in lines.map(|line| line.split_once(": ").unwrap()) {
-        sent = sent.header(name, value);
-    }
-    let answer = sent.body(body.to_owned()).send().await.unwrap();
-    assert_eq!(answer.status(), status, "{request}");
-    answer.json().await.unwrap()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_documented_requests_get_the_documented_answers() {
-    let installation = Installation::new();
-    let service = installation.serve().await;
-    assert_registered(&send(&service, example!("register.http"), 201).await);
-    let logged_in = send(&service, example!("login.http"), 200).await;
-    assert_logged_in(&logged_in);
-    let refreshed = send(&service, &with_token(&logged_in["refresh_token"], example!("refresh.http")), 200).await;
-    assert_shape(&refreshed, &documented!("refresh.json"), &Value::Null);
-    let token = &refreshed["access_token"];
-    let read = example!("profile.http").replace("{access_token}", token.as_str().unwrap());
-    assert_profile(&send(&service, &read, 200).await);
-    assert_eq!(send(&service, &with_token(token, example!("logout.http")), 200).await, documented!("logout.json"));
-    send(&service, &read, 401).await;
-}
-
 /// A grey square of 8 × 8 pixels, as the plainest JPEG (ITU-T T.81): one component, all coefficients zero.
-fn grey_jpeg() -> Vec<u8> {
+pub fn grey_jpeg() -> Vec<u8> {
     let mut jpeg = vec![0xff, 0xd8];
     let mut segment = |marker: u8, content: &[u8]| {
         jpeg.extend([0xff, marker]);

@@ -290,8 +290,8 @@ async fn make_groups(service: &Service) {
     call("RoleService.GrantPermission", json!({ "id": 1, "permission": "shop.buy" })).await;
 }
 
-/// What a call left behind in the tables.
-async fn state(service: &Service) -> Value {
+/// What is in the tables: what a call left behind.
+pub async fn state(service: &Service) -> Value {
     let db = service.app.db.reader();
     let users = user::Entity::find().order_by_asc(user::Column::Id).all(db).await.unwrap();
     let users: Vec<_> = users
