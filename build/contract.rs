@@ -319,6 +319,9 @@ fn refuse_unreadable(
     if matches!(field.kind(), Kind::Bytes) && body != Body::JsonOrForm {
         return refuse("is a file, which only a route with `multipart` can take");
     }
+    if !value_keywords(field).is_empty() && !matches!(field.kind(), Kind::String) {
+        return refuse("has values, which only a text can have");
+    }
     let in_path = path_fields.iter().any(|name| name == field.name());
     if is_secret(field) && (in_path || body == Body::None) {
         return refuse("is a secret, and would show in the URL");
@@ -349,6 +352,9 @@ fn refuse_unwritable(
         }
         if is_nullable(&field) {
             return refuse("is nullable, which says nothing of an answer");
+        }
+        if !value_keywords(&field).is_empty() {
+            return refuse("has values, which say nothing of an answer");
         }
         if is_omitted_when_unset(&field) && (!field.supports_presence() || is_timestamp(&field)) {
             return refuse("is omit_unset, but not `optional`");
@@ -387,6 +393,32 @@ fn rest_option(field: &FieldDescriptor, name: &str) -> bool {
     let pool = field.parent_pool();
     let options = Options { pool };
     options.extension(&field.options(), "identity.v1.rest").is_some_and(|o| flag(&o, name))
+}
+
+/// What JSON Schema says of the values that a request may give, from `(rest).values`.
+pub fn value_keywords(field: &FieldDescriptor) -> Vec<(&'static str, serde_json::Value)> {
+    let options = Options { pool: field.parent_pool() };
+    let Some(values) = options.extension(&field.options(), "identity.v1.rest").and_then(|rest| {
+        rest.has_field_by_name("values").then(|| rest.get_field_by_name("values")?.as_message().cloned())?
+    }) else {
+        return Vec::new();
+    };
+    let lengths = [("minLength", "min_length"), ("maxLength", "max_length")];
+    let lengths = lengths.into_iter().map(|(keyword, name)| (keyword, number(&values, name)));
+    let texts = ["pattern", "format"].into_iter().map(|keyword| (keyword, text(&values, keyword)));
+    let one_of: Vec<_> = values
+        .get_field_by_name("one_of")
+        .iter()
+        .flat_map(|list| list.as_list().unwrap_or_default())
+        .filter_map(|value| value.as_str().map(str::to_owned))
+        .collect();
+    let mut keywords = Vec::new();
+    keywords.extend(lengths.filter(|(_, n)| *n != 0).map(|(keyword, n)| (keyword, n.into())));
+    keywords.extend(texts.filter(|(_, text)| !text.is_empty()).map(|(keyword, text)| (keyword, text.into())));
+    if !one_of.is_empty() {
+        keywords.push(("enum", one_of.into()));
+    }
+    keywords
 }
 
 /// `google.api.FieldBehavior.REQUIRED`.

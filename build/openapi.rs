@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::contract::{
     Body, Contract, Route, Rpc, comment, is_grpc_only, is_nullable, is_omitted_when_unset, is_required, is_timestamp,
+    value_keywords,
 };
 
 pub fn document(contract: &Contract, version: &str) -> Value {
@@ -98,7 +99,7 @@ fn parameters(rpc: &Rpc, route: &Route) -> Vec<Value> {
                 "in": place,
                 "required": in_path || is_required(&field),
                 "description": comment(&field.parent_message().parent_file(), field.path()),
-                "schema": plain_type(&field),
+                "schema": request_type(&field),
             }))
         })
         .collect()
@@ -120,7 +121,8 @@ fn request_body(message: &MessageDescriptor, route: &Route) -> Value {
     if route.body == Body::JsonOrForm {
         content["multipart/form-data"] = json!({ "schema": schema(true) });
     }
-    json!({ "required": fields().any(|f| is_required(&f)), "content": content })
+    // Even where no field is required: the body's type says how to read it.
+    json!({ "required": true, "content": content })
 }
 
 fn request_field(field: &FieldDescriptor, as_form: bool) -> Value {
@@ -128,8 +130,8 @@ fn request_field(field: &FieldDescriptor, as_form: bool) -> Value {
         // A file can't travel in JSON; there it can only be cleared.
         (Kind::Bytes, false) => json!({ "type": "null" }),
         (Kind::Bytes, true) => json!({ "type": "string", "contentMediaType": "application/octet-stream" }),
-        (_, false) if is_nullable(field) => or_null(plain_type(field)),
-        _ => plain_type(field),
+        (_, false) if is_nullable(field) => or_null(request_type(field)),
+        _ => request_type(field),
     };
     schema["description"] = comment(&field.parent_message().parent_file(), field.path()).into();
     schema
@@ -148,9 +150,7 @@ fn responses(rpc: &Rpc, route: &Route) -> Value {
         responses.insert(status.to_string(), reference("responses", name));
     };
     let input = rpc.descriptor.input();
-    if input.fields().any(|f| !is_grpc_only(&f)) {
-        may_answer(400, "Invalid");
-    }
+    may_answer(400, "Invalid");
     if has_body(rpc, route) {
         may_answer(413, "TooLarge");
         may_answer(415, "UnsupportedMediaType");
@@ -234,6 +234,15 @@ fn answer(message: &MessageDescriptor) -> Value {
         "properties": properties,
         "required": required,
     })
+}
+
+/// The type, and the values that a request may give.
+fn request_type(field: &FieldDescriptor) -> Value {
+    let mut schema = plain_type(field);
+    for (keyword, value) in value_keywords(field) {
+        schema[keyword] = value;
+    }
+    schema
 }
 
 fn plain_type(field: &FieldDescriptor) -> Value {

@@ -183,7 +183,9 @@ impl FromValue for bool {
 
 impl FromValue for i64 {
     fn from_json(json: &RawValue) -> Result<Self, &'static str> {
-        serde_json::from_str(json.get()).map_err(|_| "A valid integer is required.")
+        // `7.0` is an integer too: JSON has one kind of number, and some clients write all of them like that.
+        let whole = || json.get().split_once('.').filter(|(_, zeros)| zeros.bytes().all(|b| b == b'0'))?.0.parse().ok();
+        serde_json::from_str(json.get()).ok().or_else(whole).ok_or("A valid integer is required.")
     }
 
     fn from_text(text: &str) -> Result<Self, &'static str> {

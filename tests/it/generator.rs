@@ -218,6 +218,11 @@ fn what_the_generator_can_not_honour_fails_the_build_by_the_name_of_the_rpc() {
         (answering("oneof which { string x = 1; string y = 2; }"), "`broken.v1.A.x` of its answer is part of a oneof"),
         (answering("string s = 1 [(identity.v1.rest).omit_unset = true];"), "is omit_unset, but not `optional`"),
         (answering("optional string s = 1 [(identity.v1.rest).nullable = true];"), "is nullable"),
+        (answering("string s = 1 [(identity.v1.rest).values.max_length = 3];"), "has values"),
+        (
+            route("get: \"/a/\"", "optional int64 n = 1 [(identity.v1.rest).values.max_length = 3];"),
+            "has values, which only a text can have",
+        ),
         // Two rpcs.
         (twice("get: \"/{id}/{user}/\"", "get: \"/{id}/{user}/\""), "its route is that of broken.v1.S.One already"),
         (twice("get: \"/{id}/{user}/\"", "get: \"/{user}/{id}/\""), "its route is that of broken.v1.S.One already"),
