@@ -21,7 +21,7 @@ use crate::{
         permission::{self as rules, Holdings, MAX_PERMISSIONS, Permission},
     },
     entity::{group, group_permission, permission, user_group},
-    error::{Conflict, Error, Resource, Result},
+    error::{Conflict, Error, FieldErrors, Resource, Result},
 };
 
 const NAME_MAX_CHARS: usize = 150;
@@ -229,7 +229,7 @@ impl App {
             let tx = app.db.begin().await?;
             let authority = app.authority(&tx, &caller).await?;
             authority.require_admin()?;
-            let user = app.lock_subject(&tx, authority, user_id).await?.user;
+            let user = app.lock_subject(&tx, authority, user_id).await.map_err(or_no_such_user)?.user;
             let group = find(&tx, group::Entity::find_by_id(id).lock_exclusive()).await?;
             group.require_changeable_by(authority)?;
             let row = user_group::ActiveModel::from(user_group::Model { user_id, group_id: id });
@@ -325,6 +325,14 @@ async fn with_permissions(db: &impl ConnectionTrait, groups: Vec<group::Model>) 
         Group { id: group.id, name: group.name, permissions }
     };
     Ok(groups.into_iter().map(complete).collect())
+}
+
+/// The user comes in a field here, and is not what the call is about.
+fn or_no_such_user(error: Error) -> Error {
+    let Error::NotFound(Resource::User) = error else { return error };
+    let mut errors = FieldErrors::default();
+    errors.wrong("user_id", "There is no such user.");
+    Error::Invalid(errors)
 }
 
 fn or_name_taken(error: sea_orm::DbErr) -> Error {

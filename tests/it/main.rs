@@ -35,6 +35,7 @@ mod rest;
 mod rest_parity;
 mod revocations;
 mod role;
+mod schemathesis;
 mod session;
 mod shutdown;
 mod token;

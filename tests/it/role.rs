@@ -239,6 +239,9 @@ async fn groups_are_made_renamed_listed_and_deleted() {
         assert_eq!(again["permissions"], json!(["shop.refund"]), "one that is there is fine");
         let member = json!({ "id": ids[0], "user_id": user_id(&user) });
         call("RoleService.AddGroupMember", member.clone()).await.expect(201);
+        let nobody = json!({ "id": ids[0], "user_id": 999 });
+        let refused = call("RoleService.AddGroupMember", nobody).await;
+        assert_eq!(refused.expect_field(400, "user_id"), ["There is no such user."]);
         let again = call("RoleService.AddGroupMember", member).await.expect(201);
         assert_eq!(again["groups"].as_array().unwrap().len(), 1);
         assert!(allowed(&user, user_id(&user), "shop.refund").await);

@@ -142,7 +142,12 @@ fn read(stdout: ChildStdout, greeting: oneshot::Sender<String>) {
 }
 
 /// Runs a command to its end.
-pub async fn run(mut command: Command, input: &str) -> Ended {
+pub async fn run(command: Command, input: &str) -> Ended {
+    run_within(PATIENCE, command, input).await
+}
+
+/// Runs a command to its end, which must come within `bound`.
+pub async fn run_within(bound: Duration, mut command: Command, input: &str) -> Ended {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -152,7 +157,7 @@ pub async fn run(mut command: Command, input: &str) -> Ended {
     let pid = Pid::from_child(&child);
     // A program that doesn't read its input may have closed it.
     let _ = child.stdin.take().expect("it is piped").write_all(input.as_bytes());
-    let Ok(output) = timeout(PATIENCE, spawn_blocking(|| child.wait_with_output())).await else {
+    let Ok(output) = timeout(bound, spawn_blocking(|| child.wait_with_output())).await else {
         let _ = kill_process(pid, Signal::KILL);
         panic!("{command:?} doesn't end");
     };
