@@ -102,7 +102,7 @@ fn assert_changed_profile(answer: &Value) {
 }
 
 /// Whether the command runs here. If not, says so: the test is left out.
-fn is_here(command: &mut Command, name: &str) -> bool {
+pub fn is_here(command: &mut Command, name: &str) -> bool {
     let is_here = command.output().is_ok_and(|output| output.status.success());
     if !is_here {
         eprintln!("skipped: there is no {name}");

@@ -21,6 +21,7 @@ mod gate;
 mod generator;
 mod grpc;
 mod grpc_web;
+mod guide;
 mod harness;
 mod limits;
 mod migrations;
