@@ -210,7 +210,9 @@ impl Revocations {
     /// Takes note of changes whose transaction has committed: of all at once, or of none.
     pub fn apply_all(&self, revocations: &[Revocation]) {
         let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
-        revocations.iter().for_each(|revocation| held.take(*revocation));
+        for revocation in revocations {
+            held.take(*revocation);
+        }
     }
 
     fn take_all(&self, rows: &[revocation::Model]) {

@@ -12,7 +12,7 @@ use crate::{
     db::Tx,
     domain::{
         audit::Event,
-        authority::{Authority, Subject},
+        authority::Subject,
         caller::{Call, Caller},
         event::News,
         outbox::Letter,
@@ -148,11 +148,10 @@ impl App {
         self.change(async move {
             let now = app.clock.now();
             let tx = app.db.begin().await?;
-            let authority = app.authority(&tx, &caller).await?;
-            let subject = app.lock_subject(&tx, authority, id).await?;
+            let subject = app.lock_subject(&tx, &caller, id).await?;
             let before = &subject.user;
             let change = plan(before)?;
-            app.require_allowed(authority, &subject, &change)?;
+            app.require_allowed(&subject, &change)?;
             let mut after = change.applied_to(before);
             if after == *before {
                 return Ok(after);
@@ -204,7 +203,7 @@ impl App {
     }
 
     /// Nothing, or the refusal of what the caller may not set.
-    fn require_allowed(&self, authority: Authority, subject: &Subject, change: &UserChange) -> Result<()> {
+    fn require_allowed(&self, subject: &Subject, change: &UserChange) -> Result<()> {
         // Every field, so that a new one is thought of here.
         let UserChange {
             first_name: _,
@@ -218,6 +217,7 @@ impl App {
             is_staff,
             is_superuser,
         } = change;
+        let Subject { user, authority, .. } = subject;
         if is_staff.is_some() || is_superuser.is_some() {
             authority.require_superuser()?;
         }
@@ -228,7 +228,6 @@ impl App {
         if is_for_admins {
             return Err(Error::PermissionDenied(Denial::Role));
         }
-        let user = &subject.user;
         let of_self_service = [
             (SelfServiceRole::Freelancer, is_freelancer, user.is_freelancer),
             (SelfServiceRole::Seller, is_seller, user.is_seller),
@@ -255,8 +254,7 @@ impl App {
         self.change(async move {
             let now = app.clock.now();
             let tx = app.db.begin().await?;
-            let authority = app.authority(&tx, &caller).await?;
-            let subject = app.lock_subject(&tx, authority, id).await?;
+            let subject = app.lock_subject(&tx, &caller, id).await?;
             subject.require_dispensable()?;
             app.audit(&tx, Event::UserDeleted, Some(&call), id).await?;
             app.announce(&tx, News::Deleted, &subject.user, now).await?;

@@ -13,7 +13,6 @@ use crate::{
 /// Who means to change something, as the database has it now and not as a token said it was.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Authority {
-    pub user_id: i64,
     pub is_admin: bool,
     pub is_superuser: bool,
 }
@@ -31,6 +30,8 @@ impl Authority {
 /// A user who is to be changed. The row is ours until the commit.
 pub(super) struct Subject {
     pub user: user::Model,
+    /// What whoever changes it may do.
+    pub authority: Authority,
     is_last_superuser: bool,
 }
 
@@ -49,25 +50,21 @@ impl App {
     pub(super) async fn authority(&self, tx: &Tx, caller: &Caller) -> Result<Authority> {
         let user = user::Entity::find_by_id(caller.user_id).one(tx).await?.filter(|user| user.is_active);
         let user = user.ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))?;
-        Ok(Authority {
-            user_id: user.id,
-            is_admin: user.is_staff || user.is_superuser,
-            is_superuser: user.is_superuser,
-        })
+        Ok(Authority { is_admin: user.is_staff || user.is_superuser, is_superuser: user.is_superuser })
     }
 
-    /// The user with this id, locked, if `authority` may change it: oneself and, for an admin, others. Whoever may not learns
+    /// The user with this id, locked, if the caller may change it: oneself and, for an admin, others. Whoever may not learns
     /// nothing, not even whether there is such a user.
     ///
     /// # Errors
-    /// `PermissionDenied`; `NotFound`.
-    pub(super) async fn lock_subject(&self, tx: &Tx, authority: Authority, id: i64) -> Result<Subject> {
-        if authority.user_id != id {
-            authority.require_admin()?;
+    /// `PermissionDenied`; `NotFound`; `Unauthenticated` if the caller's account is gone or inactive.
+    pub(super) async fn lock_subject(&self, tx: &Tx, caller: &Caller, id: i64) -> Result<Subject> {
+        if caller.user_id != id {
+            self.authority(tx, caller).await?.require_admin()?;
         }
         let missing = || Error::NotFound(Resource::User);
         let seen = user::Entity::find_by_id(id).one(tx).await?.ok_or_else(missing)?;
-        // All superusers, in the order of their ids: of two who demote each other, one waits and then finds to be the last.
+        // All superusers, in the order of their ids: of two who demote each other one waits, and then is none any more.
         let superusers = if seen.is_superuser {
             let all = user::Entity::find().filter(user::Column::IsSuperuser.eq(true)).order_by_asc(user::Column::Id);
             all.lock_exclusive().all(tx).await?
@@ -75,12 +72,17 @@ impl App {
             Vec::new()
         };
         let user = user::Entity::find_by_id(id).lock_exclusive().one(tx).await?.ok_or_else(missing)?;
-        if user.is_superuser && authority.user_id != id {
-            authority.require_superuser()?;
+        // Again, now that whoever was before us is through.
+        let authority = self.authority(tx, caller).await?;
+        if caller.user_id != id {
+            authority.require_admin()?;
+            if user.is_superuser {
+                authority.require_superuser()?;
+            }
         }
         let is_active_superuser = |user: &user::Model| user.is_active && user.is_superuser;
         let is_last_superuser =
             is_active_superuser(&user) && !superusers.iter().any(|other| other.id != id && is_active_superuser(other));
-        Ok(Subject { user, is_last_superuser })
+        Ok(Subject { user, authority, is_last_superuser })
     }
 }

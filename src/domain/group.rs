@@ -15,7 +15,7 @@ use crate::{
     db::Tx,
     domain::{
         audit::Event,
-        authority::Authority,
+        authority::{Authority, Subject},
         caller::{Call, Caller},
         event::News,
         permission::{self as rules, Holdings, MAX_PERMISSIONS, Permission},
@@ -227,9 +227,9 @@ impl App {
         self.change(async move {
             let now = app.clock.now();
             let tx = app.db.begin().await?;
-            let authority = app.authority(&tx, &caller).await?;
+            let Subject { user, authority, .. } =
+                app.lock_subject(&tx, &caller, user_id).await.map_err(or_no_such_user)?;
             authority.require_admin()?;
-            let user = app.lock_subject(&tx, authority, user_id).await.map_err(or_no_such_user)?.user;
             let group = find(&tx, group::Entity::find_by_id(id).lock_exclusive()).await?;
             group.require_changeable_by(authority)?;
             let row = user_group::ActiveModel::from(user_group::Model { user_id, group_id: id });
@@ -264,9 +264,8 @@ impl App {
         self.change(async move {
             let now = app.clock.now();
             let tx = app.db.begin().await?;
-            let authority = app.authority(&tx, &caller).await?;
+            let Subject { user, authority, .. } = app.lock_subject(&tx, &caller, user_id).await?;
             authority.require_admin()?;
-            let user = app.lock_subject(&tx, authority, user_id).await?.user;
             let group = find(&tx, group::Entity::find_by_id(id).lock_exclusive()).await?;
             group.require_changeable_by(authority)?;
             if user_group::Entity::delete_by_id((user_id, id)).exec(&tx).await?.rows_affected == 0 {

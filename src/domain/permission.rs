@@ -13,7 +13,7 @@ use crate::{
     db::Tx,
     domain::{
         audit::Event,
-        authority::Authority,
+        authority::{Authority, Subject},
         caller::{Call, Caller},
         event::News,
         role::{PERMISSIONS, Role, Roles},
@@ -184,9 +184,8 @@ impl App {
         self.change(async move {
             let now = app.clock.now();
             let tx = app.db.begin().await?;
-            let authority = app.authority(&tx, &caller).await?;
+            let Subject { user, authority, .. } = app.lock_subject(&tx, &caller, user_id).await?;
             authority.require_admin()?;
-            let user = app.lock_subject(&tx, authority, user_id).await?.user;
             permission.require_grantable_by(authority)?;
             let permission_id = id_of(&tx, &permission).await?;
             let row = user_permission::Model { user_id, permission_id };
@@ -226,9 +225,8 @@ impl App {
         self.change(async move {
             let now = app.clock.now();
             let tx = app.db.begin().await?;
-            let authority = app.authority(&tx, &caller).await?;
+            let Subject { user, authority, .. } = app.lock_subject(&tx, &caller, user_id).await?;
             authority.require_admin()?;
-            let user = app.lock_subject(&tx, authority, user_id).await?.user;
             permission.require_grantable_by(authority)?;
             let gone = user_permission::Entity::delete_many()
                 .filter(user_permission::Column::UserId.eq(user_id))

@@ -122,7 +122,9 @@ impl Told {
             match value {
                 Value::String(text) if key == "error" || key == "detail" => self.note(status, text),
                 Value::Array(texts) if !texts.is_empty() && texts.iter().all(Value::is_string) => {
-                    texts.iter().for_each(|text| self.note(status, text.as_str().unwrap()));
+                    for text in texts {
+                        self.note(status, text.as_str().unwrap());
+                    }
                 }
                 _ => return wrong("not in the form of the contract"),
             }
@@ -200,7 +202,9 @@ async fn no_route_answers_bad_input_with_a_fault_or_in_foreign_words() {
     let mut listed = String::new();
     for (status, texts) in &told.0 {
         listed += &format!("{status}\n");
-        texts.iter().for_each(|text| listed += &format!("  {text}\n"));
+        for text in texts {
+            listed += &format!("  {text}\n");
+        }
     }
     expect_test::expect_file!["./bad_input.txt"].assert_eq(&listed);
 }
