@@ -83,6 +83,8 @@ pub enum Resource {
     Group,
     /// The user is not in the group.
     Membership,
+    /// Of a list.
+    Page,
 }
 
 /// What stands in the way.
@@ -152,6 +154,13 @@ impl FieldErrors {
     /// Something was found wrong with `field`.
     pub fn has(&self, field: &str) -> bool {
         self.0.iter().any(|e| e.field == field)
+    }
+
+    /// Forgets what was found wrong with `field`, and says whether anything was.
+    pub fn forget(&mut self, field: &str) -> bool {
+        let before = self.0.len();
+        self.0.retain(|e| e.field != field);
+        self.0.len() < before
     }
 
     pub fn is_empty(&self) -> bool {

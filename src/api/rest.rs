@@ -84,6 +84,10 @@ impl<S> Rest<S> {
     }
 }
 
+/// The query as it came, among the extensions of a request whose fields it holds: links to other pages keep all of it.
+#[derive(Clone)]
+pub struct RawQuery(pub String);
+
 /// A message that can be made of the fields of a REST request.
 pub trait Bind {
     /// The message has an update mask, which tells null from absent.
@@ -258,8 +262,12 @@ async fn read<Q: Bind>(route: &Route, request: Request) -> Result<tonic::Request
     if fields.no_such_path {
         return Err(Refusal::NotFound);
     }
-    let Fields { errors, .. } = fields;
+    let Fields { errors, items, .. } = fields;
+    drop(items);
     drop(path);
+    if route.body == Body::None {
+        parts.extensions.insert(RawQuery(query));
+    }
     if !errors.is_empty() {
         parts.extensions.insert(errors);
     }

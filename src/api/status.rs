@@ -134,6 +134,7 @@ fn missing(resource: Resource) -> (&'static str, &'static str) {
         Resource::Permission => ("PERMISSION_NOT_FOUND", "Permission not found"),
         Resource::Group => ("GROUP_NOT_FOUND", "Group not found"),
         Resource::Membership => ("MEMBERSHIP_NOT_FOUND", "The user is not in the group"),
+        Resource::Page => ("PAGE_NOT_FOUND", "Invalid page"),
     }
 }
 

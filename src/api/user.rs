@@ -1,5 +1,7 @@
 //! `UserService`: the directory of users, and their administration.
 
+use std::num::NonZeroU64;
+
 use chrono::{DateTime, Utc};
 use tonic::{Request, Response, Status};
 
@@ -8,14 +10,17 @@ use super::{
     auth::{new_account, owned},
     parse_as_user,
     patch::Patch,
+    rest::RawQuery,
 };
 use crate::{
     domain::{
         account::UserChange,
+        directory::{Filter, ListedUser, Ordering, PageSize, Position, Query, Search},
         registration::{NewAccount, Standing},
+        role::Role,
         user::{BatchIds, EmailAddress, PersonName, VisibleUser},
     },
-    error::{Error, FieldErrors, Resource},
+    error::{Error, FieldErrors, Resource, Result},
     pb::{self, user_service_server::UserService},
 };
 
@@ -23,9 +28,22 @@ use crate::{
 impl UserService for Api {
     async fn list_users(
         &self,
-        _request: Request<pb::ListUsersRequest>,
+        request: Request<pb::ListUsersRequest>,
     ) -> Result<Response<pb::ListUsersResponse>, Status> {
-        Err(Error::Unimplemented.into())
+        let parameters = parameters(&request);
+        let (call, caller, query) = parse_as_user(request, list_query)?;
+        let page = self.app.list_users(&caller, query?).await?;
+        let link = |number: u64| format!("{}/api/users/{}", self.app.base_url(&call), query_of(&parameters, number));
+        let number = page.number.map(NonZeroU64::get);
+        let next = number.filter(|_| page.next_page_token.is_some()).map(|number| link(number + 1));
+        let previous = number.filter(|number| *number > 1).map(|number| link(number - 1));
+        Ok(Response::new(pb::ListUsersResponse {
+            count: i64::try_from(page.count).unwrap_or(i64::MAX),
+            next,
+            previous,
+            results: page.users.into_iter().map(listed).collect(),
+            next_page_token: page.next_page_token.unwrap_or_default(),
+        }))
     }
 
     async fn create_user(&self, request: Request<pb::CreateUserRequest>) -> Result<Response<pb::User>, Status> {
@@ -108,6 +126,70 @@ fn user_change(update: pb::UpdateUserRequest, errors: &mut FieldErrors) -> UserC
         is_moderator: patch.value("is_moderator", update.is_moderator),
         is_staff: patch.value("is_staff", update.is_staff),
         is_superuser: patch.value("is_superuser", update.is_superuser),
+    }
+}
+
+/// What to list. A page that can't be is not found rather than wrong, and the fields that are wrong come first.
+fn list_query(list: pb::ListUsersRequest, errors: &mut FieldErrors) -> Option<Result<Query>> {
+    let page_is_readable = !errors.forget("page");
+    errors.forget("page_size");
+    let search = errors.check("search", Search::parse(&list.search.unwrap_or_default()));
+    let role = list.role.and_then(|raw| errors.check("role", Role::parse(&raw)));
+    let filter = Filter { search: search?, role, is_verified: list.is_verified };
+    let ordering = Ordering::parse(&list.ordering.unwrap_or_default());
+    // An empty token is that of no page: whoever hands on what came last begins so.
+    let position = match list.page_token.filter(|token| !token.is_empty()) {
+        Some(token) => Some(Position::After(token)),
+        None if page_is_readable => Position::page(list.page.unwrap_or(1)),
+        None => None,
+    };
+    let query = |position| Query { filter, ordering, position, page_size: PageSize::new(list.page_size) };
+    Some(position.map(query).ok_or(Error::NotFound(Resource::Page)))
+}
+
+/// What a list was asked for, save the page: as it came on REST, unknown parameters too; on gRPC as it would come.
+fn parameters(request: &Request<pb::ListUsersRequest>) -> Vec<(String, String)> {
+    if let Some(RawQuery(query)) = request.extensions().get() {
+        return form_urlencoded::parse(query.as_bytes()).into_owned().filter(|(name, _)| name != "page").collect();
+    }
+    let list = request.get_ref();
+    [
+        ("page_size", list.page_size.map(|n| n.to_string())),
+        ("search", list.search.clone()),
+        ("role", list.role.clone()),
+        ("is_verified", list.is_verified.map(|is| is.to_string())),
+        ("ordering", list.ordering.clone()),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+    .collect()
+}
+
+/// The query of a page of this list: sorted by name, and without a number for the first page, as the Django service did it.
+fn query_of(parameters: &[(String, String)], page: u64) -> String {
+    let page = (page > 1).then(|| ("page".to_owned(), page.to_string()));
+    let mut all: Vec<_> = parameters.iter().chain(&page).collect();
+    all.sort_by_key(|(name, _)| name);
+    if all.is_empty() {
+        return String::new();
+    }
+    format!("?{}", form_urlencoded::Serializer::new(String::new()).extend_pairs(all).finish())
+}
+
+fn listed(user: ListedUser) -> pb::User {
+    pb::User {
+        id: user.id,
+        roles: owned(user.roles().display()),
+        email: user.email,
+        first_name: user.first_name,
+        last_name: user.last_name,
+        is_active: user.is_active,
+        is_verified: user.is_verified,
+        is_freelancer: user.is_freelancer,
+        is_seller: user.is_seller,
+        is_moderator: user.is_moderator,
+        date_joined: Some(timestamp(user.date_joined)),
+        updated_at: Some(timestamp(user.updated_at)),
     }
 }
 

@@ -5,6 +5,7 @@ mod audit;
 mod authority;
 pub mod avatar;
 pub mod caller;
+pub mod directory;
 mod event;
 pub mod group;
 pub mod outbox;

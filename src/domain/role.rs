@@ -98,16 +98,12 @@ pub struct Roles(u8);
 
 impl Roles {
     pub fn of(user: &user::Model) -> Self {
-        [
-            (Role::Freelancer, user.is_freelancer),
-            (Role::Seller, user.is_seller),
-            (Role::Moderator, user.is_moderator),
-            (Role::Admin, user.is_staff || user.is_superuser),
-        ]
-        .into_iter()
-        .filter(|(_, held)| *held)
-        .map(|(role, _)| role)
-        .collect()
+        Self::from_flags([user.is_freelancer, user.is_seller, user.is_moderator, user.is_staff || user.is_superuser])
+    }
+
+    /// Whether each of [`Role::ALL`] is held, in their order.
+    pub fn from_flags(held: [bool; 4]) -> Self {
+        Role::ALL.into_iter().zip(held).filter(|(_, held)| *held).map(|(role, _)| role).collect()
     }
 
     /// The roles that a token names. Names that are no role of ours count for nothing.

@@ -193,11 +193,14 @@ impl App {
         Ok(visible.map(|user| VisibleUser { email: self.email_for(caller, &user).into_owned(), user }).collect())
     }
 
+    /// Whether `caller` may see the addresses of others.
+    pub fn sees_emails(&self, caller: &Caller) -> bool {
+        caller.sees_everyone() || self.config.accounts.directory_emails == DirectoryEmails::Full
+    }
+
     /// The user's address, masked where `caller` may not see it.
     pub fn email_for<'a>(&self, caller: &Caller, user: &'a user::Model) -> Cow<'a, str> {
-        let in_full = caller.user_id == user.id
-            || caller.sees_everyone()
-            || self.config.accounts.directory_emails == DirectoryEmails::Full;
+        let in_full = caller.user_id == user.id || self.sees_emails(caller);
         if in_full { Cow::Borrowed(&user.email) } else { Cow::Owned(EmailAddress::mask(&user.email)) }
     }
 }

@@ -16,6 +16,7 @@ mod bad_input;
 mod cli;
 mod config;
 mod conformance;
+mod directory;
 mod examples;
 mod gate;
 mod generator;

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     harness::{Face, PASSWORD, Service, Store, actor::route, stores::setting},
-    rest_parity::{NOT_BUILT, rpcs},
+    rest_parity::rpcs,
 };
 
 fn document() -> Value {
@@ -204,7 +204,7 @@ async fn the_fields_that_are_required_are_those_that_are_missed() {
         let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
         let required: BTreeSet<_> =
             schema["required"].as_array().into_iter().flatten().map(|name| name.as_str().unwrap().to_owned()).collect();
-        if NOT_BUILT.contains(&rpc) || !schema.is_object() {
+        if !schema.is_object() {
             continue;
         }
         // Variables of the path come on their own.
@@ -234,6 +234,7 @@ async fn answers_have_the_documented_keys_and_no_others() {
         ("AuthService.VerifyToken", &user, json!({ "token": user.access_token })),
         ("AuthService.VerifyToken", &user, json!({ "token": user.refresh_token })),
         ("AuthService.RefreshToken", &user, json!({ "refresh_token": user.refresh_token })),
+        ("UserService.ListUsers", &user, json!({ "page_size": 1 })),
         ("UserService.GetUser", &user, json!({ "id": 1 })),
         ("UserService.GetUser", &user, json!({ "id": 2 })),
         ("ProfileService.GetMyProfile", &user, json!({})),
@@ -277,7 +278,7 @@ async fn answers_have_the_documented_keys_and_no_others() {
             assert_fits(&document, schema, &outcome.answer, rpc);
         }
     }
-    for rpc in rpcs().iter().filter(|rpc| route(rpc).is_some() && !NOT_BUILT.contains(&rpc.as_str())) {
+    for rpc in rpcs().iter().filter(|rpc| route(rpc).is_some()) {
         assert!(calls.iter().any(|(name, ..)| name == rpc), "{rpc} is built: call it here");
     }
     service.stop().await;
