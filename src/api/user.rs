@@ -135,7 +135,7 @@ fn list_query(list: pb::ListUsersRequest, errors: &mut FieldErrors) -> Option<Re
     errors.forget("page_size");
     let search = errors.check("search", Search::parse(&list.search.unwrap_or_default()));
     let role = list.role.and_then(|raw| errors.check("role", Role::parse(&raw)));
-    let filter = Filter { search: search?, role, is_verified: list.is_verified };
+    let filter = Filter { search: search?, role, is_verified: list.is_verified, group_id: list.group };
     let ordering = Ordering::parse(&list.ordering.unwrap_or_default());
     // An empty token is that of no page: whoever hands on what came last begins so.
     let position = match list.page_token.filter(|token| !token.is_empty()) {
@@ -159,6 +159,7 @@ fn parameters(request: &Request<pb::ListUsersRequest>) -> Vec<(String, String)> 
         ("role", list.role.clone()),
         ("is_verified", list.is_verified.map(|is| is.to_string())),
         ("ordering", list.ordering.clone()),
+        ("group", list.group.map(|id| id.to_string())),
     ]
     .into_iter()
     .filter_map(|(name, value)| Some((name.to_owned(), value?)))

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DbBackend, DerivePartialModel, EntityTrait, ExprTrait, FromQueryResult,
     Order, PartialModelTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, Value,
-    sea_query::{CommonTableExpression, Expr, Query as Sql, UnionType},
+    sea_query::{CommonTableExpression, Expr, Query as Sql, SelectStatement, UnionType},
 };
 use serde::{Deserialize, Serialize};
 
@@ -17,8 +17,11 @@ use crate::{
         role::{Role, Roles},
         user::{EmailAddress, fold},
     },
-    entity::user::{self, Column},
-    error::{Error, FieldErrors, Resource, Result},
+    entity::{
+        user::{self, Column},
+        user_group,
+    },
+    error::{Denial, Error, FieldErrors, Resource, Result},
 };
 
 const PAGE_SIZE: u64 = 20;
@@ -45,6 +48,8 @@ pub struct Filter {
     pub search: Search,
     pub role: Option<Role>,
     pub is_verified: Option<bool>,
+    /// Members of this group.
+    pub group_id: Option<i64>,
 }
 
 /// Words that must all occur in a user's address or names.
@@ -292,11 +297,14 @@ impl App {
     /// A page of the directory, as `caller` may see it.
     ///
     /// # Errors
-    /// `Invalid` for an order that would tell what the caller may not see, and for a token that did not come with this
+    /// `PermissionDenied` for the members of a group, if the caller is no admin; `Invalid` for an order that would tell what the caller may not see, and for a token that did not come with this
     /// very list; `NotFound` for a page behind the last.
     pub async fn list_users(&self, caller: &Caller, query: Query) -> Result<Page> {
         let view = View { everyone: caller.sees_everyone(), emails: self.sees_emails(caller) };
         let Query { filter, ordering, position, page_size: PageSize(size) } = query;
+        if filter.group_id.is_some() && !caller.roles.is_admin() {
+            return Err(Error::PermissionDenied(Denial::Role));
+        }
         if ordering.names_email && !view.emails {
             return Err(invalid("ordering", "You may not order by email."));
         }
@@ -310,7 +318,7 @@ impl App {
         let backend = self.db.reader().get_database_backend();
         // A search counts on the way, for it collects all that it finds.
         let counted = if filter.is_search() { None } else { Some(self.count_users(&filter, view).await?) };
-        let is_collected = counted.is_none_or(|count| filter.role.is_some() && count <= COLLECTED_MAX);
+        let is_collected = counted.is_none_or(|count| filter.is_by_holding() && count <= COLLECTED_MAX);
         let page = filter.select_page(view, &ordering, start, size + 1, is_collected, backend);
         let rows = self.db.reader().query_all_raw(page.build(backend)).await?;
         if rows.is_empty() && number.is_some_and(|number| number > NonZeroU64::MIN) {
@@ -340,7 +348,7 @@ impl App {
 
     /// How many users there are to list: exactly, or where nothing is filtered and there are many, up to a second ago.
     async fn count_users(&self, filter: &Filter, view: View) -> Result<u64> {
-        let is_unfiltered = !filter.is_search() && filter.role.is_none() && filter.is_verified.is_none();
+        let is_unfiltered = !filter.is_search() && !filter.is_by_holding() && filter.is_verified.is_none();
         let last = is_unfiltered.then(|| &self.user_counts[usize::from(view.everyone)]);
         let now = self.clock.now();
         if let Some(count) = last.and_then(|last| last.fresh(now)) {
@@ -387,6 +395,11 @@ pub enum Start {
 impl Filter {
     fn is_search(&self) -> bool {
         !self.search.0.is_empty()
+    }
+
+    /// An index tells who holds what is asked for.
+    fn is_by_holding(&self) -> bool {
+        self.role.is_some() || self.group_id.is_some()
     }
 
     /// Counts whom the filter lets through.
@@ -454,6 +467,7 @@ impl Filter {
             .add_option((!view.everyone).then(|| is(Column::Listed, true)))
             .add_option(role)
             .add_option(self.is_verified.map(|value| is(Column::IsVerified, value)))
+            .add_option(self.group_id.map(|id| Column::Id.in_subquery(members(id))))
             .add(self.search.condition(view, backend))
     }
 }
@@ -485,6 +499,12 @@ impl Search {
         }
         all
     }
+}
+
+/// The ids of a group's members.
+fn members(group_id: i64) -> SelectStatement {
+    let members = user_group::Entity::find().select_only().column(user_group::Column::UserId);
+    members.filter(user_group::Column::GroupId.eq(group_id)).into_query()
 }
 
 /// Whether an index of trigrams can find the text. PostgreSQL's takes only letters and digits for them.

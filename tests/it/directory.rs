@@ -50,7 +50,7 @@ fn noon() -> DateTime<Utc> {
 fn person(email: &str, first_name: &str, last_name: &str) -> user::Model {
     let address = EmailAddress::parse(email).unwrap_or_else(|error| panic!("{email}: {error}"));
     let [first, last] = [first_name, last_name].map(|name| PersonName::parse(name).unwrap());
-    let (search_text, name_text) = search_texts(&address, &first, &last);
+    let (search_text, name_text) = search_texts(address.key(), first.as_str(), last.as_str());
     user::Model {
         id: 0,
         email: address.as_str().into(),

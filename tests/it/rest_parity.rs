@@ -118,7 +118,6 @@ async fn calls(rpc: &str, service: &Service) -> Option<Vec<(Actor, Value)>> {
             with(&anonymous, json!({})),
         ],
         "UserService.ListUsers" => {
-            let admin = service.admin("admin@example.com").await;
             vec![
                 with(&anonymous, json!({})),
                 with(&user, json!({})),
@@ -128,6 +127,8 @@ async fn calls(rpc: &str, service: &Service) -> Option<Vec<(Actor, Value)>> {
                 with(&admin, json!({ "role": "admin", "is_verified": true, "page_size": 0 })),
                 with(&user, json!({ "ordering": "email" })),
                 with(&user, json!({ "search": "\u{0}", "role": "boss", "page": 0 })),
+                with(&admin, json!({ "group": 1 })),
+                with(&user, json!({ "group": 1 })),
                 with(&user, json!({ "page": -1 })),
                 with(&user, json!({ "page": i64::MAX, "page_size": i64::MIN })),
             ]

@@ -245,6 +245,11 @@ async fn groups_are_made_renamed_listed_and_deleted() {
         let again = call("RoleService.AddGroupMember", member).await.expect(201);
         assert_eq!(again["groups"].as_array().unwrap().len(), 1);
         assert!(allowed(&user, user_id(&user), "shop.refund").await);
+        let members = call("UserService.ListUsers", json!({ "group": ids[0] })).await.expect(200);
+        assert_eq!((&members["count"], &members["results"][0]["id"]), (&json!(1), &json!(user_id(&user))));
+        let others = call("UserService.ListUsers", json!({ "group": ids[1], "search": "user" })).await.expect(200);
+        assert_eq!(others["count"], 0);
+        user.call(face, "UserService.ListUsers", json!({ "group": ids[0] })).await.expect(403);
 
         call("RoleService.DeleteGroup", json!({ "id": ids[0] })).await.expect(204);
         call("RoleService.GetGroup", json!({ "id": ids[0] })).await.expect(404);

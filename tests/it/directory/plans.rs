@@ -56,7 +56,7 @@ async fn plan_on(db: &impl ConnectionTrait, select: &Select<user::Entity>) -> St
 
 /// Whom a search finds, or the role.
 fn filter(search: &str, role: Option<Role>) -> Filter {
-    Filter { search: Search::parse(search).unwrap(), role, is_verified: None }
+    Filter { search: Search::parse(search).unwrap(), role, is_verified: None, group_id: None }
 }
 
 /// A kind of list, and how each store goes about it.
