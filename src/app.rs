@@ -7,11 +7,15 @@ use std::{
 
 use aws_lc_rs::hmac;
 use chrono::{DateTime, Utc};
-use tokio::sync::{Notify, Semaphore};
+use tokio::{
+    sync::{Notify, Semaphore},
+    task::JoinHandle,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
 use crate::{
+    avatar_store::AvatarStore,
     clock::Clock,
     config::{self, Config},
     db::Db,
@@ -42,6 +46,8 @@ pub struct App {
     pub limiter: Limiter,
     pub hash_pool: HashPool,
     pub mailer: Mailer,
+    /// Where avatars are, if they aren't in the database.
+    pub(crate) avatar_store: Option<Arc<AvatarStore>>,
     pub(crate) seal: Seal,
     /// Keys the hashes of verification codes.
     pub(crate) code_key: hmac::Key,
@@ -86,6 +92,7 @@ impl App {
             code_key: hmac::Key::new(hmac::HMAC_SHA256, &secret.derive("verification codes")),
             posted: Notify::new(),
             mailer,
+            avatar_store: AvatarStore::open(&config.accounts.avatar_store)?.map(Arc::new),
             revocations: Revocations::load(&db, &clock).await?,
             limiter: Limiter::new(config.limits.clone()),
             hash_pool: HashPool::start(hashing.threads, hashing.queue)?,
@@ -115,6 +122,11 @@ impl App {
             // Not the panic's own words, which may quote what it worked on.
             .map_err(|_| Error::internal("a change panicked"))?
             .map_err(|late| Error::Unavailable { what: Dependency::Database, cause: Some(late.into()) })?
+    }
+
+    /// Begins what follows upon a change: it runs to its end, and shutdown waits for it. Its own bound is its own affair.
+    pub(crate) fn follow_up(&self, work: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        self.changes.spawn(work.in_current_span())
     }
 
     /// Keeps the list of ended sessions fresh until `stop`.

@@ -100,6 +100,8 @@ pub enum Conflict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dependency {
     Database,
+    /// The folder or bucket with the avatars.
+    AvatarStore,
     /// The queue of passwords to hash is full.
     PasswordHashing,
     /// The list of ended sessions could not be refreshed for too long to trust it.

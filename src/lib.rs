@@ -10,11 +10,12 @@
 //! 5. [`domain`], one file a subject: the rules, as `impl App` blocks, over the tables in [`entity`].
 //!
 //! Imports run one way: main → cli → server → api → domain → app → stores ([`entity`], [`db`], [`revocations`],
-//! [`limiter`], [`hash_pool`], [`mail`], [`seal`]) → [`config`], [`clock`], [`random`], [`error`].
+//! [`limiter`], [`hash_pool`], [`mail`], [`avatar_store`], [`seal`]) → [`config`], [`clock`], [`random`], [`error`].
 //! `docs/architecture.md` says why, and `tests/it/architecture.rs` holds them to it.
 
 pub mod api;
 pub mod app;
+pub mod avatar_store;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -10,6 +10,7 @@
 
 mod m0001_init;
 mod m0002_search;
+mod m0003_profiles_by_avatar;
 
 use std::collections::HashSet;
 
@@ -24,7 +25,11 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_init::Migration), Box::new(m0002_search::Migration)]
+        vec![
+            Box::new(m0001_init::Migration),
+            Box::new(m0002_search::Migration),
+            Box::new(m0003_profiles_by_avatar::Migration),
+        ]
     }
 }
 

@@ -49,10 +49,10 @@ fn picture(avatar: Avatar, seen: Option<&HeaderValue>) -> Response {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
     }
     let headers = response.headers_mut();
-    for (name, value) in [(header::CONTENT_TYPE, avatar.content_type), (header::ETAG, tag)] {
-        if let Ok(value) = HeaderValue::try_from(value) {
-            headers.insert(name, value);
-        }
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(avatar.content_type));
+    // A name is made of characters that a header may have.
+    if let Ok(tag) = HeaderValue::try_from(tag) {
+        headers.insert(header::ETAG, tag);
     }
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=31536000, immutable"));
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox"));

@@ -3,6 +3,7 @@
 //! [`Config::from_environment`] reads the process's environment and `.env`; [`Config::load`] reads whatever function it
 //! is given and touches nothing else. Both report all mistakes at once. What each variable means stands in [`VARIABLES`].
 
+mod avatars;
 mod database;
 mod environment;
 mod hosts;
@@ -25,6 +26,8 @@ use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
+use avatars::avatar_store;
+pub use avatars::{AvatarFolder, AvatarStore, Bucket, Credentials};
 use database::database;
 pub use database::{Database, Store};
 pub use environment::Environment;
@@ -179,11 +182,6 @@ pub enum SelfServiceRole {
 pub enum DirectoryEmails {
     Masked,
     Full,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AvatarStore {
-    Database,
 }
 
 /// Limits that are off are `None`.
@@ -495,11 +493,7 @@ fn accounts(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Accounts {
         require_verified: r.value(&variables::REQUIRE_VERIFIED, |text| parse::some_of(&needs, text)),
         self_service_roles: r.value(&variables::SELF_SERVICE_ROLES, |text| parse::some_of(&roles, text)),
         directory_emails: r.value(&variables::DIRECTORY_EMAILS, |text| parse::one_of(&emails, text)),
-        avatar_store: r.value(&variables::AVATAR_STORE, |text| match text {
-            "db" => Ok(AvatarStore::Database),
-            url if url.starts_with("file:") || url.starts_with("s3:") => Err("comes with a later release".into()),
-            _ => Err("is unknown".into()),
-        }),
+        avatar_store: avatar_store(r),
     }
 }
 

@@ -160,10 +160,33 @@ variables! {
         SELF_SERVICE_ROLES = "freelancer,seller", "none, or a list of freelancer and seller", Plain;
         /// Whether ordinary users see others' addresses masked or in full.
         DIRECTORY_EMAILS = "masked", "masked or full", Plain;
-        /// Where avatars are kept.
-        AVATAR_STORE = "db", "db", Plain;
         /// What `createsuperuser` takes instead of asking.
         SUPERUSER_PASSWORD => "none: it is asked for", "a password", Hidden;
+    }
+    "Avatars" {
+        /// Where avatars are kept: in the database, in a folder, or in a bucket of S3. A folder or prefix belongs to one
+        /// installation: pictures in it that no profile of its database names are removed.
+        AVATAR_STORE = "db", "db, file:///path/to/folder or s3://bucket/prefix", Plain;
+        /// The region of the bucket.
+        AWS_REGION => "required with a bucket of AWS, else us-east-1", "the name of a region, like eu-central-1", Plain;
+        /// A server that speaks S3's protocol, in place of that of AWS. The bucket is named in the path.
+        AWS_ENDPOINT_URL => "that of AWS", "an http or https URL, like http://minio:9000", Plain;
+        /// The key to the bucket. Without it the role counts that the platform gives.
+        AWS_ACCESS_KEY_ID => "none: a role", "the id of a key", Plain;
+        /// That key's secret.
+        AWS_SECRET_ACCESS_KEY => "none", "a secret; needed with AWS_ACCESS_KEY_ID", Hidden;
+        /// What belongs to a key that is valid for a while only.
+        AWS_SESSION_TOKEN => "none", "a token", Hidden;
+        /// The role to take on with `AWS_WEB_IDENTITY_TOKEN_FILE`.
+        AWS_ROLE_ARN => "none", "the name of a role, like arn:aws:iam::123456789012:role/identity", Plain;
+        /// Proves to be a workload with that role, as Kubernetes of AWS sets it.
+        AWS_WEB_IDENTITY_TOKEN_FILE => "none", "a file", Plain;
+        /// Where a task of ECS gets its keys.
+        AWS_CONTAINER_CREDENTIALS_RELATIVE_URI => "none", "a path", Plain;
+        /// Where a pod of EKS gets its keys. Without any of these it is the role of the machine.
+        AWS_CONTAINER_CREDENTIALS_FULL_URI => "none", "a URL", Place;
+        /// What the pod shows there.
+        AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE => "none", "a file", Plain;
     }
     "Limits" {
         /// Failed logins per address and client.

@@ -1,18 +1,18 @@
 //! Avatars: pictures as they come, and as they are kept. Contract §6.
 
-use std::{io::Cursor, sync::Arc};
+use std::{collections::HashSet, io::Cursor, sync::Arc, time::Duration};
 
-use chrono::{DateTime, Utc};
+use chrono::TimeDelta;
 use image::{
     DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, codecs::jpeg::JpegEncoder, imageops::FilterType,
 };
-use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter};
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QuerySelect};
 
 use crate::{
     app::App,
     db::Tx,
-    entity::avatar,
-    error::{Error, FieldErrors, Result},
+    entity::{avatar, profile},
+    error::{Chain, Error, FieldErrors, Result},
     random,
 };
 
@@ -27,6 +27,12 @@ const DECODE_MAX_BYTES: u64 = 160 << 20;
 /// What reading the head of a picture may allocate: more than the largest file has of other things.
 const HEAD_MAX_BYTES: u64 = 8 << 20;
 const JPEG_QUALITY: u8 = 85;
+/// How long an answer waits for the old picture to go.
+const FORGET_PATIENCE: Duration = Duration::from_millis(500);
+/// How old a picture that no profile names must be to be an orphan: far older than any change that could still name it.
+const ORPHAN_MIN_AGE: TimeDelta = TimeDelta::hours(1);
+/// So many orphans, and more of them than others, are no accident: the store belongs to another database.
+const TOO_MANY_ORPHANS: usize = 100;
 
 const NOT_AN_IMAGE: &str = "Upload a valid image. The file you uploaded was either not an image or a corrupted image.";
 
@@ -66,7 +72,7 @@ impl Upload {
 pub struct Avatar {
     /// Unguessable.
     pub name: String,
-    pub content_type: String,
+    pub content_type: &'static str,
     pub bytes: Vec<u8>,
 }
 
@@ -87,15 +93,15 @@ impl Avatar {
         picture.apply_orientation(orientation);
 
         let mut bytes = Vec::new();
-        let (extension, content_type) = if picture.color().has_alpha() {
+        let extension = if picture.color().has_alpha() {
             picture.to_rgba8().write_to(&mut Cursor::new(&mut bytes), ImageFormat::Png)?;
-            ("png", "image/png")
+            "png"
         } else {
             picture.to_rgb8().write_with_encoder(JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY))?;
-            ("jpg", "image/jpeg")
+            "jpg"
         };
         let name = format!("{:032x}.{extension}", u128::from_ne_bytes(random::bytes()));
-        Ok(Self { name, content_type: content_type.to_owned(), bytes })
+        Ok(Self { content_type: content_type_of(&name), name, bytes })
     }
 }
 
@@ -105,20 +111,35 @@ fn is_name(name: &str) -> bool {
     digits.is_some_and(|d| d.len() == 32 && d.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
 }
 
+/// What a picture of this name is.
+fn content_type_of(name: &str) -> &'static str {
+    match name.split_once('.') {
+        Some((_, "png")) => "image/png",
+        _ => "image/jpeg",
+    }
+}
+
 impl App {
     /// The avatar of this name; `None` where there is none.
     pub async fn avatar(&self, name: &str) -> Result<Option<Avatar>> {
         if !is_name(name) {
-            return Ok(None); // Nothing that the database should be asked.
+            return Ok(None); // Nothing that a store should be asked.
         }
+        if let Some(store) = &self.avatar_store
+            && let Some(bytes) = store.get(name).await?
+        {
+            return Ok(Some(Avatar { name: name.to_owned(), content_type: content_type_of(name), bytes }));
+        }
+        // Also with another store: of the time before it was.
         let found = avatar::Entity::find_by_id(name).one(self.db.reader()).await?;
-        Ok(found.map(|row| Avatar { name: row.name, content_type: row.content_type, bytes: row.bytes }))
+        Ok(found.map(|row| Avatar { content_type: content_type_of(&row.name), name: row.name, bytes: row.bytes }))
     }
 
-    /// Decodes a picture and makes an avatar of it, on a thread of its own.
+    /// Decodes a picture and makes an avatar of it, on a thread of its own. Outside of the database it is put into its
+    /// place here, before any profile names it: what comes of no profile is left to the sweep.
     ///
     /// # Errors
-    /// `Invalid` if it can't be decoded.
+    /// `Invalid` if it can't be decoded; `Unavailable` if it can't be kept.
     pub(super) async fn make_avatar(&self, upload: Upload) -> Result<Avatar> {
         let place = Arc::clone(&self.decoding).acquire_owned().await.map_err(Error::internal)?;
         let made = tokio::task::spawn_blocking(move || {
@@ -126,27 +147,86 @@ impl App {
             Avatar::make(&upload)
         });
         let made = made.await.map_err(Error::internal)?;
-        made.map_err(|error| {
+        let avatar = made.map_err(|error| {
             tracing::debug!(%error, "a picture can't be decoded");
             let mut errors = FieldErrors::default();
             errors.wrong("avatar", NOT_AN_IMAGE);
             Error::Invalid(errors)
-        })
+        })?;
+        if let Some(store) = &self.avatar_store {
+            store.put(&avatar.name, avatar.bytes.clone()).await?;
+        }
+        Ok(avatar)
     }
-}
 
-/// Puts `new` in the place of the user's avatar, within `tx`. The one before goes.
-pub(super) async fn replace_avatar(tx: &Tx, user_id: i64, new: Option<&Avatar>, now: DateTime<Utc>) -> Result<()> {
-    avatar::Entity::delete_many().filter(avatar::Column::UserId.eq(user_id)).exec(tx).await?;
-    if let Some(new) = new {
-        let row = avatar::ActiveModel {
-            name: Set(new.name.clone()),
-            user_id: Set(user_id),
-            content_type: Set(new.content_type.clone()),
-            bytes: Set(new.bytes.clone()),
-            created_at: Set(now),
-        };
-        avatar::Entity::insert(row).exec_without_returning(tx).await?;
+    /// Puts `new` in the place of the user's avatar, within `tx`, in which the user's row is ours. What is to be forgotten
+    /// after the commit is the answer.
+    pub(super) async fn replace_avatar(&self, tx: &Tx, user_id: i64, new: Option<&Avatar>) -> Result<Option<String>> {
+        avatar::Entity::delete_many().filter(avatar::Column::UserId.eq(user_id)).exec(tx).await?;
+        if self.avatar_store.is_some() {
+            let old = profile::Entity::find().select_only().column(profile::Column::Avatar);
+            let old = old.filter(profile::Column::UserId.eq(user_id)).into_tuple::<Option<String>>().one(tx).await?;
+            return Ok(old.flatten());
+        }
+        if let Some(new) = new {
+            let row = avatar::ActiveModel {
+                name: Set(new.name.clone()),
+                user_id: Set(user_id),
+                content_type: Set(new.content_type.to_owned()),
+                bytes: Set(new.bytes.clone()),
+                created_at: Set(self.clock.now()),
+            };
+            avatar::Entity::insert(row).exec_without_returning(tx).await?;
+        }
+        Ok(None)
     }
-    Ok(())
+
+    /// Removes a picture that no profile names any more, once that is committed. Where it takes long, it goes on by itself;
+    /// where it fails, the picture is left to the sweep.
+    pub(super) async fn forget_avatar(&self, name: Option<String>) {
+        let (Some(store), Some(name)) = (self.avatar_store.clone(), name) else { return };
+        let removed = self.follow_up(async move {
+            if let Err(error) = store.delete(&name).await {
+                tracing::warn!(error = %Chain(&error), "an avatar that was replaced is still there: a sweep will remove it");
+            }
+        });
+        let _ = tokio::time::timeout(FORGET_PATIENCE, removed).await;
+    }
+
+    /// Removes the pictures outside of the database that no profile names: those whose change failed, and those that could
+    /// not be removed with theirs. The answer is their number; 0 within an hour of the last sweep of this process.
+    ///
+    /// Any number of replicas may do it at once. A picture is an hour old before it is looked at, so none goes whose change is
+    /// still under way.
+    ///
+    /// # Errors
+    /// `Unavailable`; what was removed until then is.
+    pub async fn sweep_orphan_avatars(&self) -> Result<u64> {
+        let now = self.clock.now();
+        let Some(store) = self.avatar_store.as_ref().filter(|store| store.is_sweep_due(now)) else { return Ok(0) };
+        let edge = now - ORPHAN_MIN_AGE;
+        let mut removed = store.remove_drafts(edge).await?;
+        let mut pages = store.older_than(edge);
+        while let Some(mut names) = pages.next_page().await? {
+            names.retain(|name| is_name(name)); // The others are not ours.
+            let looked_at = names.len();
+            let named = profile::Entity::find().select_only().column(profile::Column::Avatar);
+            let named = named.filter(profile::Column::Avatar.is_in(&names)).into_tuple().all(self.db.reader()).await?;
+            let named: HashSet<String> = named.into_iter().collect();
+            names.retain(|name| !named.contains(name));
+            if names.len() >= TOO_MANY_ORPHANS && names.len() * 2 > looked_at {
+                tracing::error!(
+                    orphans = names.len(),
+                    looked_at,
+                    "most avatars belong to no profile, and none is removed: is AVATAR_STORE that of this database?"
+                );
+                break;
+            }
+            for name in &names {
+                store.delete(name).await?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
 }

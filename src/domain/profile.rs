@@ -8,7 +8,7 @@ use crate::{
     app::App,
     config::NeedsVerified,
     domain::{
-        avatar::{Avatar, Upload, replace_avatar},
+        avatar::{Avatar, Upload},
         caller::Caller,
         role::Roles,
     },
@@ -165,14 +165,16 @@ impl App {
             if let Some(shown) = change.streak_visibility {
                 update = update.col_expr(profile::Column::StreakVisibility, Expr::value(shown));
             }
+            let mut old_avatar = None;
             if !matches!(avatar, Change::Keep) {
                 let new = if let Change::Set(avatar) = avatar { Some(avatar) } else { None };
                 // The owner's row is ours until the commit, so no other change of the avatar gets in between.
-                replace_avatar(&tx, caller.user_id, new.as_ref(), app.clock.now()).await?;
+                old_avatar = app.replace_avatar(&tx, caller.user_id, new.as_ref()).await?;
                 update = update.col_expr(profile::Column::Avatar, Expr::value(new.map(|Avatar { name, .. }| name)));
             }
             let profile = update.exec_with_returning(&tx).await?.pop().ok_or(gone)?;
             tx.commit().await?;
+            app.forget_avatar(old_avatar).await;
             Ok(VisibleProfile::own(user, profile))
         })
         .await

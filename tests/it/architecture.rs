@@ -15,7 +15,7 @@ const LAYERS: [&[&str]; 8] = [
     &["api"],
     &["domain"],
     &["app"],
-    &["db", "entity", "hash_pool", "limiter", "mail", "revocations", "seal"],
+    &["avatar_store", "db", "entity", "hash_pool", "limiter", "mail", "revocations", "seal"],
     &["clock", "config", "error", "random"],
 ];
 

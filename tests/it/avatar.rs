@@ -2,36 +2,35 @@
 
 use std::io::Cursor;
 
-use identity::entity::avatar;
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage, RgbaImage};
 use prost::Message;
 use reqwest::{
     Method,
     multipart::{Form, Part},
 };
-use sea_orm::{EntityTrait, PaginatorTrait};
 use serde_json::{Value, json};
 
 use crate::harness::{
     Actor, Face, Outcome, Service, Store,
     actor::{outcome_of, outcome_of_status},
-    everywhere, on_each_store,
+    gallery::in_every_gallery,
+    on_each_store,
 };
 
 /// Red on the left, blue on the right.
-fn picture(width: u32, height: u32) -> DynamicImage {
+pub fn picture(width: u32, height: u32) -> DynamicImage {
     let side = |x, _| if x < width / 2 { Rgb([220, 20, 20]) } else { Rgb([20, 20, 220]) };
     RgbImage::from_fn(width, height, side).into()
 }
 
-fn encoded(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+pub fn encoded(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
     let mut bytes = Vec::new();
     picture.write_to(&mut Cursor::new(&mut bytes), format).unwrap();
     bytes
 }
 
 /// Sends the picture as the caller's new avatar.
-async fn upload(actor: &Actor, face: Face, file: Vec<u8>) -> Outcome {
+pub async fn upload(actor: &Actor, face: Face, file: Vec<u8>) -> Outcome {
     match face {
         Face::Rest => {
             // Name and type lie, as they may.
@@ -51,23 +50,26 @@ async fn upload(actor: &Actor, face: Face, file: Vec<u8>) -> Outcome {
 }
 
 /// What is served at the avatar of this profile.
-async fn served(service: &Service, profile: &Value) -> (reqwest::Response, String) {
+pub async fn served(service: &Service, profile: &Value) -> (reqwest::Response, String) {
     let url = profile["avatar"].as_str().unwrap().to_owned();
     let base = format!("http://{}/media/avatars/", service.address);
     assert!(url.starts_with(&base), "{url}");
     (reqwest::get(&url).await.unwrap(), url)
 }
 
-async fn kept(service: &Service) -> u64 {
-    avatar::Entity::find().count(service.app.db.reader()).await.unwrap()
+/// The name of the file at this URL.
+pub fn name_in(url: &str) -> String {
+    url.rsplit('/').next().unwrap().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_format_is_taken_made_small_and_served() {
-    everywhere(async |service, face| {
+    let formats = [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif];
+    let files = formats.map(|format| (format, encoded(&picture(1000, 600), format)));
+    in_every_gallery(async |_, service, face| {
         let user = service.user("user@example.com").await;
-        for format in [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif] {
-            let profile = upload(&user, face, encoded(&picture(1000, 600), format)).await.expect(200);
+        for (format, file) in &files {
+            let profile = upload(&user, face, file.clone()).await.expect(200);
             let (response, _) = served(service, &profile).await;
             assert_eq!(response.headers()["x-content-type-options"], "nosniff");
             assert_eq!(response.headers()["content-security-policy"], "default-src 'none'; sandbox");
@@ -81,13 +83,13 @@ async fn each_format_is_taken_made_small_and_served() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_old_one_goes_with_the_new_and_null_takes_it_away() {
-    everywhere(async |service, face| {
+    in_every_gallery(async |gallery, service, face| {
         let user = service.user("user@example.com").await;
         let first = upload(&user, face, encoded(&picture(40, 40), ImageFormat::Png)).await.expect(200);
         let (_, old_url) = served(service, &first).await;
         let second = upload(&user, face, encoded(&picture(50, 50), ImageFormat::Png)).await.expect(200);
         let (response, url) = served(service, &second).await;
-        assert_eq!((response.status().as_u16(), kept(service).await), (200, 1));
+        assert_eq!((response.status().as_u16(), gallery.names(service).await), (200, [name_in(&url)].into()));
         assert_ne!(url, old_url);
         assert_eq!(reqwest::get(&old_url).await.unwrap().status(), 404);
 
@@ -96,7 +98,10 @@ async fn the_old_one_goes_with_the_new_and_null_takes_it_away() {
             Face::Grpc => json!({ "update_mask": "avatar" }),
         };
         let profile = user.call(face, "ProfileService.UpdateMyProfile", clear).await.expect(200);
-        assert_eq!((profile.get("avatar").unwrap_or(&Value::Null), kept(service).await), (&Value::Null, 0));
+        assert_eq!(
+            (profile.get("avatar").unwrap_or(&Value::Null), gallery.names(service).await),
+            (&Value::Null, [].into())
+        );
         assert_eq!(reqwest::get(&url).await.unwrap().status(), 404);
     })
     .await;
@@ -104,7 +109,7 @@ async fn the_old_one_goes_with_the_new_and_null_takes_it_away() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_picture_or_too_large_is_refused_and_changes_nothing() {
-    everywhere(async |service, face| {
+    in_every_gallery(async |gallery, service, face| {
         let user = service.user("user@example.com").await;
         let png = encoded(&picture(600, 600), ImageFormat::Png);
         let mut broken = png.clone();
@@ -128,7 +133,7 @@ async fn what_is_no_picture_or_too_large_is_refused_and_changes_nothing() {
             assert_eq!(outcome.expect_field(400, "avatar"), [message]);
             assert!(started.elapsed().as_millis() < 1000, "{message}: took {:?}", started.elapsed());
         }
-        assert_eq!(kept(service).await, 0);
+        assert_eq!(gallery.names(service).await, [].into());
     })
     .await;
 }
@@ -207,10 +212,11 @@ async fn transparency_stays() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_picture_is_cached_for_good_and_asked_for_by_its_tag() {
-    on_each_store(async |service| {
+    in_every_gallery(async |_, service, face| {
         let user = service.user("user@example.com").await;
-        let profile = upload(&user, Face::Rest, encoded(&picture(40, 40), ImageFormat::Jpeg)).await.expect(200);
+        let profile = upload(&user, face, encoded(&picture(40, 40), ImageFormat::Jpeg)).await.expect(200);
         let (response, url) = served(service, &profile).await;
+        assert_eq!(response.headers()["content-type"], "image/jpeg");
         assert_eq!(response.headers()["cache-control"], "public, max-age=31536000, immutable");
         let tag = response.headers()["etag"].clone();
         let again = reqwest::Client::new().get(&url).header("if-none-match", &tag).send().await.unwrap();
@@ -229,16 +235,16 @@ async fn a_picture_is_cached_for_good_and_asked_for_by_its_tag() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_new_avatars_at_once_leave_one() {
-    on_each_store(async |service| {
+    in_every_gallery(async |gallery, service, face| {
         let user = service.user("user@example.com").await;
         let file = encoded(&picture(60, 60), ImageFormat::Jpeg);
-        let uploads = (0..10).map(|_| upload(&user, Face::Rest, file.clone()));
+        let uploads = (0..10).map(|_| upload(&user, face, file.clone()));
         for outcome in futures_util::future::join_all(uploads).await {
             outcome.expect(200);
         }
-        assert_eq!(kept(service).await, 1);
-        let profile = user.call(Face::Rest, "ProfileService.GetMyProfile", json!({})).await.expect(200);
-        assert_eq!(served(service, &profile).await.0.status(), 200);
+        let profile = user.call(face, "ProfileService.GetMyProfile", json!({})).await.expect(200);
+        let (response, url) = served(service, &profile).await;
+        assert_eq!((response.status().as_u16(), gallery.names(service).await), (200, [name_in(&url)].into()));
     })
     .await;
 }

@@ -12,6 +12,7 @@ mod access_matrix;
 mod account;
 mod architecture;
 mod avatar;
+mod avatar_store;
 mod bad_input;
 mod cli;
 mod config;

@@ -71,7 +71,13 @@ impl Service {
 
     /// Stops it, and starts it anew over the same database.
     pub async fn restart(self) -> Self {
-        let (database, settings, clock) = (Arc::clone(&self.database), self.settings.clone(), self.clock.clone());
+        self.restart_with(&[]).await
+    }
+
+    /// Stops it, and starts it anew over the same database, with these settings in place of those of before.
+    pub async fn restart_with(self, changed: &[(&str, &str)]) -> Self {
+        let (database, mut settings, clock) = (Arc::clone(&self.database), self.settings.clone(), self.clock.clone());
+        settings.extend(changed.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
         self.stop().await;
         Self::run(database, settings, clock).await
     }
