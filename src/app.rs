@@ -94,7 +94,7 @@ impl App {
             mailer,
             avatar_store: AvatarStore::open(&config.accounts.avatar_store)?.map(Arc::new),
             revocations: Revocations::load(&db, &clock).await?,
-            limiter: Limiter::new(config.limits.clone()),
+            limiter: Limiter::new(config.limits.clone(), &secret.derive("limits")),
             hash_pool: HashPool::start(hashing.threads, hashing.queue)?,
             argon2,
             decoy: PasswordHash(password::decoy(argon2)),

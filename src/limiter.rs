@@ -2,6 +2,9 @@
 //!
 //! Small limits remember each time and are exact. The general limit would need a thousand times a caller; it remembers
 //! two counts instead, and takes the calls of the window before as spread evenly over it.
+//!
+//! The general limit is asked on every call, and never waits. Logins and registrations cost a hash anyway: their counts may
+//! lie where it takes a wait to reach them, under keys that are the same on all replicas and tell nothing of an address.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -11,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use aws_lc_rs::hmac;
 use chrono::{DateTime, Utc};
 
 use crate::{
@@ -27,24 +31,34 @@ const SHARDS: usize = 64;
 
 /// Failed logins of a client, whatever the address.
 const LOGIN_PER_CLIENT: u32 = 50;
+/// Failed logins of an address a day, from all clients together that never logged in with it.
+const LOGIN_BY_STRANGERS: Rate = Rate { count: 100, per: Duration::from_hours(24) };
 
 pub struct Limiter {
     config: config::Limits,
     calls: Table,
     /// Logins and registrations, apart: however many callers there are, none of them pushes a failed login out.
     attempts: Table,
-    /// Keyed afresh in each process, so that nobody can choose keys that collide.
+    /// Of calls. Keyed afresh in each process, so that nobody can choose keys that collide.
     hasher: RandomState,
+    /// Of attempts. The same for all replicas, and known to nobody else.
+    key: hmac::Key,
 }
 
-/// What is counted.
+/// Whose calls are counted.
 #[derive(Hash)]
-enum Key<'a> {
+enum Caller<'a> {
     User(i64),
     Client(IpAddr),
     Token(&'a str),
+}
+
+/// What attempts are counted. Clients are networks.
+#[derive(Clone, Copy)]
+enum Attempt<'a> {
     Login { address: &'a str, client: IpAddr },
-    LoginClient(IpAddr),
+    LoginByClient(IpAddr),
+    LoginByStrangers { address: &'a str },
     Register(IpAddr),
 }
 
@@ -54,7 +68,7 @@ enum Window {
 }
 
 /// A count taken before it is known whether it should be; given back, it never was.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[must_use]
 pub struct Reservation {
     taken: Vec<(u64, i64)>,
@@ -63,8 +77,10 @@ pub struct Reservation {
 }
 
 impl Limiter {
-    pub fn new(config: config::Limits) -> Self {
-        Self { config, calls: Table::default(), attempts: Table::default(), hasher: RandomState::new() }
+    /// `secret` keys the counts of attempts; replicas that share counts must share it.
+    pub fn new(config: config::Limits, secret: &[u8]) -> Self {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        Self { config, calls: Table::default(), attempts: Table::default(), hasher: RandomState::new(), key }
     }
 
     /// Counts a call by its user, or by its client where there is no user.
@@ -72,11 +88,10 @@ impl Limiter {
     /// # Errors
     /// `Throttled` if it is one too many.
     pub fn count_call(&self, user_id: Option<i64>, client: IpAddr, now: DateTime<Utc>) -> Result<()> {
-        match (user_id, self.config.api) {
-            (_, None) => Ok(()),
-            (Some(id), Some(rate)) => self.calls.take(self.key(&Key::User(id)), rate, now).map(drop),
-            (None, Some(_)) if self.is_exempt(client) => Ok(()),
-            (None, Some(rate)) => self.calls.take(self.key(&Key::Client(network(client))), rate, now).map(drop),
+        match user_id {
+            Some(id) => self.count(&Caller::User(id), now),
+            None if self.is_exempt(client) => Ok(()),
+            None => self.count(&Caller::Client(network(client)), now),
         }
     }
 
@@ -85,64 +100,87 @@ impl Limiter {
     /// # Errors
     /// `Throttled` if it is one too many.
     pub fn count_token(&self, jti: &str, now: DateTime<Utc>) -> Result<()> {
-        self.config.api.map_or(Ok(()), |rate| self.calls.take(self.key(&Key::Token(jti)), rate, now).map(drop))
+        self.count(&Caller::Token(jti), now)
+    }
+
+    fn count(&self, caller: &Caller<'_>, now: DateTime<Utc>) -> Result<()> {
+        let Some(rate) = self.config.api else { return Ok(()) };
+        self.calls.take(self.hasher.hash_one(caller), rate, now).map(drop)
     }
 
     /// Counts a registration as if it had happened; one refused for a field's value is given back.
     ///
     /// # Errors
     /// `Throttled` if it is one too many.
-    pub fn reserve_registration(&self, client: IpAddr, now: DateTime<Utc>) -> Result<Reservation> {
-        let taken = match self.config.register {
-            Some(rate) if !self.is_exempt(client) => {
-                vec![self.attempts.take(self.key(&Key::Register(network(client))), rate, now)?]
-            }
-            _ => Vec::new(),
-        };
-        Ok(Reservation { taken, address: None })
+    pub async fn reserve_registration(&self, client: IpAddr, now: DateTime<Utc>) -> Result<Reservation> {
+        let mut reservation = Reservation::default();
+        if let Some(rate) = self.config.register.filter(|_| !self.is_exempt(client)) {
+            self.reserve(&mut reservation, Attempt::Register(network(client)), rate, now).await?;
+        }
+        Ok(reservation)
+    }
+
+    /// Whether logins are counted at all.
+    pub fn counts_logins(&self) -> bool {
+        self.config.login.is_some()
     }
 
     /// Counts a login as if it had failed, before the hash: so that fifty at once are not all let through.
     ///
     /// # Errors
     /// `Throttled` if it is one too many.
-    pub fn reserve_login(&self, email_key: &str, client: IpAddr, now: DateTime<Utc>) -> Result<Reservation> {
-        let mut reservation = Reservation { taken: Vec::new(), address: None };
-        let Some(rate) = self.config.login else { return Ok(reservation) };
-        if self.is_exempt(client) {
-            return Ok(reservation);
-        }
+    pub async fn reserve_login(&self, email_key: &str, client: IpAddr, now: DateTime<Utc>) -> Result<Reservation> {
+        let mut reservation = Reservation::default();
+        let Some(rate) = self.config.login.filter(|_| !self.is_exempt(client)) else { return Ok(reservation) };
         let client = network(client);
-        let address = self.attempts.take(self.key(&Key::Login { address: email_key, client }), rate, now)?;
-        reservation.taken.push(address);
-        reservation.address = Some(address.0);
-        match self.attempts.take(
-            self.key(&Key::LoginClient(client)),
-            Rate { count: LOGIN_PER_CLIENT.max(rate.count), ..rate },
-            now,
-        ) {
-            Ok(taken) => reservation.taken.push(taken),
-            Err(throttled) => {
-                self.give_back(reservation);
-                return Err(throttled);
-            }
+        let login = Attempt::Login { address: email_key, client };
+        reservation.address = Some(self.reserve(&mut reservation, login, rate, now).await?);
+        let by_client = Rate { count: LOGIN_PER_CLIENT.max(rate.count), ..rate };
+        if let Err(throttled) = self.reserve(&mut reservation, Attempt::LoginByClient(client), by_client, now).await {
+            self.give_back(reservation).await;
+            return Err(throttled);
         }
         Ok(reservation)
     }
 
+    /// Counts it, too, as that of a client who never logged in with this address. Gateways are such clients as well: behind
+    /// one there may be anybody.
+    ///
+    /// # Errors
+    /// `Throttled` if it is one too many; `reservation` is given back then.
+    pub async fn reserve_login_by_stranger(
+        &self,
+        mut reservation: Reservation,
+        email_key: &str,
+        now: DateTime<Utc>,
+    ) -> Result<Reservation> {
+        let Some(rate) = self.config.login else { return Ok(reservation) };
+        // No stricter than for one client.
+        let rate = Rate { count: LOGIN_BY_STRANGERS.count.max(rate.count), ..LOGIN_BY_STRANGERS };
+        let attempt = Attempt::LoginByStrangers { address: email_key };
+        match self.reserve(&mut reservation, attempt, rate, now).await {
+            Ok(_) => Ok(reservation),
+            Err(throttled) => {
+                self.give_back(reservation).await;
+                Err(throttled)
+            }
+        }
+    }
+
     /// The login did not fail after all: it doesn't count, and the failures before it are forgotten.
-    pub fn login_succeeded(&self, reservation: Reservation) {
+    pub async fn login_succeeded(&self, reservation: Reservation) {
         if self.config.login_counts == LoginCounts::Attempts {
             return;
         }
         if let Some(address) = reservation.address {
             self.attempts.shard(address).remove(&address);
         }
-        self.give_back(reservation);
+        self.give_back(reservation).await;
     }
 
     /// Undoes a count.
-    pub fn give_back(&self, reservation: Reservation) {
+    #[expect(clippy::unused_async, reason = "as the other counts of attempts, which may come to wait")]
+    pub async fn give_back(&self, reservation: Reservation) {
         for (key, at) in reservation.taken {
             match self.attempts.shard(key).get_mut(&key) {
                 Some(Window::Times(times)) => {
@@ -156,12 +194,34 @@ impl Limiter {
         }
     }
 
+    /// Counts one more, and tells under which key.
+    #[expect(clippy::unused_async, reason = "as the other counts of attempts, which may come to wait")]
+    async fn reserve(
+        &self,
+        reservation: &mut Reservation,
+        attempt: Attempt<'_>,
+        rate: Rate,
+        now: DateTime<Utc>,
+    ) -> Result<u64> {
+        let taken = self.attempts.take(self.attempt_key(attempt), rate, now)?;
+        reservation.taken.push(taken);
+        Ok(taken.0)
+    }
+
     fn is_exempt(&self, client: IpAddr) -> bool {
         self.config.exempt.iter().any(|network| network.contains(&client))
     }
 
-    fn key(&self, key: &Key<'_>) -> u64 {
-        self.hasher.hash_one(key)
+    fn attempt_key(&self, attempt: Attempt<'_>) -> u64 {
+        // No part holds the character between them: the one is made of digits and colons, the other has no control character.
+        let text = match attempt {
+            Attempt::Login { address, client } => format!("login\0{client}\0{address}"),
+            Attempt::LoginByClient(client) => format!("login by client\0{client}"),
+            Attempt::LoginByStrangers { address } => format!("login by strangers\0{address}"),
+            Attempt::Register(client) => format!("register\0{client}"),
+        };
+        let tag = hmac::sign(&self.key, text.as_bytes());
+        tag.as_ref().iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte))
     }
 }
 
@@ -257,7 +317,7 @@ fn make_room(shard: &mut HashMap<u64, Window>) {
 }
 
 /// One client: an address, or with IPv6 the /64 that one subscriber has.
-fn network(client: IpAddr) -> IpAddr {
+pub fn network(client: IpAddr) -> IpAddr {
     match client {
         IpAddr::V4(_) => client,
         IpAddr::V6(ip) => {

@@ -11,6 +11,8 @@
 mod m0001_init;
 mod m0002_search;
 mod m0003_profiles_by_avatar;
+mod m0004_known_clients;
+mod m0005_list_indexes;
 
 use std::collections::HashSet;
 
@@ -29,6 +31,8 @@ impl MigratorTrait for Migrator {
             Box::new(m0001_init::Migration),
             Box::new(m0002_search::Migration),
             Box::new(m0003_profiles_by_avatar::Migration),
+            Box::new(m0004_known_clients::Migration),
+            Box::new(m0005_list_indexes::Migration),
         ]
     }
 }

@@ -45,18 +45,16 @@ CREATE TABLE users (
 
 -- One account an address. Serves the order by e-mail as well.
 CREATE UNIQUE INDEX users_email_key ON users (email_key);
--- The other orders of a list, each ended by the id that makes it total. Behind it stand the flags that most lists filter
--- by: a count, and the way to a page far behind, don't look at the rows then.
-CREATE INDEX users_by_id ON users (id, listed, is_verified);
-CREATE INDEX users_by_date_joined ON users (date_joined, id, listed, is_verified);
-CREATE INDEX users_by_first_name ON users (first_name, id, listed, is_verified);
-CREATE INDEX users_by_last_name ON users (last_name, id, listed, is_verified);
+-- The other orders of a list, each ended by the id that makes it total.
+CREATE INDEX users_by_date_joined ON users (date_joined, id);
+CREATE INDEX users_by_first_name ON users (first_name, id);
+CREATE INDEX users_by_last_name ON users (last_name, id);
 -- The role filters, and the count of superusers that guards the last one. With `= true`, for SQLite to recognise the
 -- bound `is_seller = ?` of a query; PostgreSQL takes either.
-CREATE INDEX users_freelancers ON users (id, listed, is_verified) WHERE is_freelancer = true;
-CREATE INDEX users_sellers ON users (id, listed, is_verified) WHERE is_seller = true;
-CREATE INDEX users_moderators ON users (id, listed, is_verified) WHERE is_moderator = true;
-CREATE INDEX users_admins ON users (id, listed, is_verified) WHERE is_staff = true OR is_superuser = true;
+CREATE INDEX users_freelancers ON users (id) WHERE is_freelancer = true;
+CREATE INDEX users_sellers ON users (id) WHERE is_seller = true;
+CREATE INDEX users_moderators ON users (id) WHERE is_moderator = true;
+CREATE INDEX users_admins ON users (id) WHERE is_staff = true OR is_superuser = true;
 CREATE INDEX users_superusers ON users (id) WHERE is_superuser = true;
 
 CREATE TABLE profiles (

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, EntityTrait, Iterable, ModelTrait, QueryFilter, QuerySelect, sea_query::Expr,
+    ActiveModelTrait, ColumnTrait, EntityTrait, Iterable, ModelTrait, QueryFilter, QuerySelect, TryGetable,
+    sea_query::Expr,
 };
 
 use crate::{
@@ -160,7 +161,7 @@ impl App {
                 subject.require_dispensable()?;
             }
             (after.search_text, after.name_text) = search_texts(&after.email_key, &after.first_name, &after.last_name);
-            after.listed = after.is_active && is_public(&tx, id).await?;
+            after.listed = after.is_active && profile_of(&tx, id, profile::Column::IsPublic).await?.unwrap_or_default();
             after.version += 1;
             after.updated_at = now;
 
@@ -259,12 +260,14 @@ impl App {
             app.audit(&tx, Event::UserDeleted, Some(&call), id).await?;
             app.announce(&tx, News::Deleted, &subject.user, now).await?;
             app.forget_letters(&tx, id).await?;
+            let avatar = profile_of(&tx, id, profile::Column::Avatar).await?.flatten();
             // Profile, sessions, codes, groups, permissions and avatar hang on the row, and go with it.
             user::Entity::delete_by_id(id).exec(&tx).await?;
             let gone = Revocation::of_user(id, now, app.keys.last_access_expiry(now)).write(&tx).await?;
             tx.commit().await?;
             app.revocations.apply(gone);
             app.outbox_has_mail();
+            app.forget_avatar(avatar).await;
             Ok(())
         })
         .await
@@ -290,12 +293,12 @@ impl App {
         errors.check("new_password", new.is_impersonal(&[&user.email, &user.first_name, &user.last_name]));
         errors.finish()?;
 
-        let attempt = self.limiter.reserve_login(&user.email_key, call.client, self.clock.now())?;
+        let attempt = self.limiter.reserve_login(&user.email_key, call.client, self.clock.now()).await?;
         let changed = self.change_password_within_limits(call, &caller, Arc::new(old), Arc::new(new)).await;
         match &changed {
-            Ok(true) => self.limiter.login_succeeded(attempt),
+            Ok(true) => self.limiter.login_succeeded(attempt).await,
             Ok(false) => drop(attempt), // It counts.
-            Err(_) => self.limiter.give_back(attempt),
+            Err(_) => self.limiter.give_back(attempt).await,
         }
         if changed? {
             return Ok(());
@@ -363,15 +366,10 @@ impl App {
     }
 }
 
-async fn is_public(tx: &Tx, user_id: i64) -> Result<bool> {
-    let profile: Option<bool> = profile::Entity::find()
-        .select_only()
-        .column(profile::Column::IsPublic)
-        .filter(profile::Column::UserId.eq(user_id))
-        .into_tuple()
-        .one(tx)
-        .await?;
-    Ok(profile.unwrap_or_default())
+/// One column of the user's profile.
+async fn profile_of<T: TryGetable>(tx: &Tx, user_id: i64, column: profile::Column) -> Result<Option<T>> {
+    let profile = profile::Entity::find().select_only().column(column);
+    Ok(profile.filter(profile::Column::UserId.eq(user_id)).into_tuple().one(tx).await?)
 }
 
 /// What to tell others of a change: each thing once, by the name that it has of its own where it has one.

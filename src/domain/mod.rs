@@ -8,6 +8,7 @@ pub mod caller;
 pub mod directory;
 mod event;
 pub mod group;
+mod known_client;
 pub mod outbox;
 pub mod password;
 pub mod permission;

@@ -70,10 +70,10 @@ impl App {
     /// # Errors
     /// `EmailTaken`; `Throttled`; `Unavailable` if more passwords wait to be hashed than can be.
     pub async fn register(self: &Arc<Self>, call: Arc<Call>, new: NewAccount) -> Result<LoggedIn> {
-        let reservation = self.limiter.reserve_registration(call.client, self.clock.now())?;
+        let reservation = self.limiter.reserve_registration(call.client, self.clock.now()).await?;
         let registered = self.register_within_limits(call, new).await;
         if matches!(registered, Err(Error::EmailTaken | Error::Unavailable { .. })) {
-            self.limiter.give_back(reservation);
+            self.limiter.give_back(reservation).await;
         }
         registered
     }

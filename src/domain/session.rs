@@ -13,6 +13,7 @@ use crate::{
     domain::{
         audit::Event,
         caller::{Call, Caller},
+        known_client::remember_client,
         password::{self, Password, Verdict},
         permission::{Permissions, granted},
         role::Roles,
@@ -50,14 +51,14 @@ impl App {
     /// `NotFound` for an unknown address; `Unauthenticated` for a wrong password or an inactive account; `Throttled`;
     /// `Unavailable` if more passwords wait to be hashed than can be.
     pub async fn login(self: &Arc<Self>, call: Arc<Call>, email: EmailAddress, password: Password) -> Result<LoggedIn> {
-        let attempt = self.limiter.reserve_login(email.key(), call.client, self.clock.now())?;
+        let attempt = self.reserve_login(&email, call.client).await?;
         let logged_in = self.login_within_limits(call, email, password).await;
         match &logged_in {
-            Ok(_) => self.limiter.login_succeeded(attempt),
+            Ok(_) => self.limiter.login_succeeded(attempt).await,
             // A failure: it counts.
             Err(Error::NotFound(_) | Error::Unauthenticated(_)) => drop(attempt),
             // Nobody's guess was wrong.
-            Err(_) => self.limiter.give_back(attempt),
+            Err(_) => self.limiter.give_back(attempt).await,
         }
         logged_in
     }
@@ -141,7 +142,7 @@ impl App {
         Ok(Some(LoggedIn { user, tokens }))
     }
 
-    /// A new session of the user, within `tx`.
+    /// A new session of the user, within `tx`. Its client is known from then on.
     pub(super) async fn insert_session(
         &self,
         tx: &Tx,
@@ -161,6 +162,7 @@ impl App {
             ip: Set(Some(call.client.to_string())),
             user_agent: Set(call.user_agent()),
         };
+        remember_client(tx, user_id, call.client, now).await?;
         Ok(new.insert(tx).await?)
     }
 

@@ -7,6 +7,7 @@ pub mod audit_event;
 pub mod avatar;
 pub mod group;
 pub mod group_permission;
+pub mod known_client;
 pub mod outbox;
 pub mod permission;
 pub mod profile;

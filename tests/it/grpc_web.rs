@@ -4,8 +4,11 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use identity::pb;
 use prost::Message;
 use reqwest::header;
+use serde_json::json;
 
-use crate::harness::{PASSWORD, Service, Store};
+use tonic_types::StatusExt;
+
+use crate::harness::{Face, PASSWORD, Service, Store};
 
 const LOGIN: &str = "/identity.v1.AuthService/Login";
 
@@ -110,6 +113,26 @@ async fn a_browser_is_told_what_went_wrong() {
         assert_eq!(reply.trailer("grpc-status"), Some("12"), "{:?}", reply.trailers);
         let reply = call(&service, LOGIN, None, b"\xff\xff", as_text).await;
         assert_eq!(reply.trailer("grpc-status"), Some("3"), "{:?}", reply.trailers);
+    }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_is_told_when_to_come_back() {
+    let service = Service::start_with(Store::Sqlite, &[("RATE_LIMIT_LOGIN", "1/15m")]).await;
+    service.user("user@example.com").await;
+    // One counter serves all faces.
+    let wrong = json!({ "email": "user@example.com", "password": "wrong" });
+    service.anonymous().call(Face::Rest, "AuthService.Login", wrong).await.expect(401);
+    for as_text in [false, true] {
+        let login = pb::LoginRequest { email: Some("user@example.com".into()), password: Some(PASSWORD.into()) };
+        let reply = call(&service, LOGIN, None, &login.encode_to_vec(), as_text).await;
+        let trailers = reply.trailers.iter().filter(|(name, _)| name.starts_with("grpc-"));
+        let trailers = trailers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        let status = tonic::Status::from_header_map(&trailers).unwrap();
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status:?}");
+        let retry_after = status.get_error_details().retry_info().and_then(|info| info.retry_delay);
+        assert_eq!(retry_after, Some(std::time::Duration::from_mins(15)), "{status:?}");
     }
     service.stop().await;
 }

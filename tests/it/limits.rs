@@ -1,6 +1,7 @@
 //! Limits: how much of what is let through, and who is counted as one.
 //!
-//! They are counted in the process and touch no store, so one store will do.
+//! They are counted in the process and touch no store, so one store will do. Whom the table of known clients sets apart is
+//! told in `strangers.rs`.
 
 use std::collections::BTreeMap;
 
@@ -16,9 +17,9 @@ use crate::harness::{
     actor::{Outcome, outcome_of, outcome_of_status},
 };
 
-const WRONG: &str = "wrong-password-1";
+pub const WRONG: &str = "wrong-password-1";
 /// The limits as they are where nobody says otherwise; hashes as cheap as can be, for many are needed.
-const DOCUMENTED: [(&str, &str); 4] = [
+pub const DOCUMENTED: [(&str, &str); 4] = [
     ("RATE_LIMIT_LOGIN", "5/15m"),
     ("RATE_LIMIT_REGISTER", "3/1h"),
     ("ARGON2_MEMORY_KIB", "64"),
@@ -31,7 +32,7 @@ async fn limited(settings: &[(&str, &str)]) -> Service {
     Service::start_with(Store::all()[0], &settings).await
 }
 
-async fn login(actor: &Actor, face: Face, email: &str, password: &str) -> Outcome {
+pub async fn login(actor: &Actor, face: Face, email: &str, password: &str) -> Outcome {
     actor.call(face, "AuthService.Login", json!({ "email": email, "password": password })).await
 }
 
@@ -60,7 +61,7 @@ async fn login_forwarded(actor: &Actor, face: Face, forwarded: &[&str]) -> Outco
 }
 
 /// How many outcomes there are of each status.
-fn tally(outcomes: &[Outcome]) -> BTreeMap<u16, usize> {
+pub fn tally(outcomes: &[Outcome]) -> BTreeMap<u16, usize> {
     let mut tally = BTreeMap::new();
     for outcome in outcomes {
         *tally.entry(outcome.status).or_default() += 1;

@@ -41,6 +41,7 @@ mod role;
 mod schemathesis;
 mod session;
 mod shutdown;
+mod strangers;
 mod token;
 mod user;
 mod verification;

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use identity::{
     db::{Db, DbOptions, Tx},
     entity::{
-        audit_event, avatar, group, group_permission, outbox, permission, profile, revocation, session,
+        audit_event, avatar, group, group_permission, known_client, outbox, permission, profile, revocation, session,
         user::{self, PasswordHash},
         user_group, user_permission, verification_code,
     },
@@ -96,7 +96,8 @@ async fn migrations_run_twice_without_effect() {
     for store in Store::all() {
         let database = empty_database(store).await;
         let db = connect(&database).await;
-        let all = ["m0001_init", "m0002_search", "m0003_profiles_by_avatar"];
+        let all =
+            ["m0001_init", "m0002_search", "m0003_profiles_by_avatar", "m0004_known_clients", "m0005_list_indexes"];
         assert_eq!(db.pending_migrations().await.unwrap(), all, "{store:?}");
         assert_eq!(db.migrate().await.unwrap(), all, "{store:?}");
         assert!(db.pending_migrations().await.unwrap().is_empty(), "{store:?}");
@@ -127,7 +128,7 @@ async fn ten_starters_at_once_migrate_once() {
         for starter in starters {
             applied += starter.await.unwrap();
         }
-        assert_eq!(applied, 3, "{store:?}");
+        assert_eq!(applied, 4, "{store:?}");
     }
 }
 
@@ -156,7 +157,7 @@ async fn without_the_right_to_create_pg_trgm_everything_else_is_there() {
     owner.execute_unprepared(&format!("CREATE ROLE {role}; GRANT ALL ON SCHEMA public TO {role}")).await.unwrap();
 
     let db = Db::connect(&options(&format!("{}?options=-c%20role%3D{role}", database.url))).await.unwrap();
-    assert_eq!(db.migrate().await.unwrap().len(), 3);
+    assert_eq!(db.migrate().await.unwrap().len(), 4);
     let trigrams = texts(&owner, "SELECT indexname::text FROM pg_indexes WHERE indexdef LIKE '%gin_trgm_ops%'").await;
     assert!(trigrams.is_empty(), "{trigrams:?}");
     insert_user(&db, "ada@example.com").await;
@@ -218,6 +219,8 @@ async fn insert_everything(tx: &Tx, user: &user::Model) {
         },
     )
     .await;
+    let network = "192.0.2.1".into();
+    add::<_, known_client::Entity>(tx, known_client::Model { user_id: id, network, last_login_at: at }).await;
     add::<_, verification_code::Entity>(
         tx,
         verification_code::Model {
@@ -310,6 +313,7 @@ async fn deleting_a_user_takes_everything_that_hangs_on_it() {
             ("user_groups", "0"),
             ("user_permissions", "0"),
             ("sessions", "0"),
+            ("known_clients", "0"),
             ("verification_codes", "0"),
             ("avatars", "0"),
             ("groups", "1"),

@@ -68,13 +68,22 @@ pub struct Actor {
     pub channel: Channel,
     pub access_token: Option<String>,
     pub refresh_token: Option<String>,
+    /// What a proxy in front of the service says of where the calls come from.
+    pub forwarded_for: Option<String>,
 }
 
 impl Actor {
     pub fn new(address: SocketAddr) -> Self {
         let base = format!("http://{address}");
         let channel = Endpoint::from_shared(base.clone()).unwrap().connect_lazy();
-        Self { base, http: reqwest::Client::new(), channel, access_token: None, refresh_token: None }
+        Self {
+            base,
+            http: reqwest::Client::new(),
+            channel,
+            access_token: None,
+            refresh_token: None,
+            forwarded_for: None,
+        }
     }
 
     /// Keeps the tokens of an answer for the calls to come.
@@ -96,6 +105,11 @@ impl Actor {
         Self { access_token: Some(token.to_owned()), ..self.clone() }
     }
 
+    /// The same actor at this address, for a service that trusts `x-forwarded-for`.
+    pub fn coming_from(&self, address: &str) -> Self {
+        Self { forwarded_for: Some(address.to_owned()), ..self.clone() }
+    }
+
     /// Calls `Service.Rpc` with these fields. Panics if the rpc has no REST route and `face` is REST.
     pub async fn call(&self, face: Face, rpc: &str, fields: Value) -> Outcome {
         match face {
@@ -106,7 +120,10 @@ impl Actor {
 
     /// A request of any kind, with the token if there is one.
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        let request = self.http.request(method, format!("{}{path}", self.base));
+        let mut request = self.http.request(method, format!("{}{path}", self.base));
+        if let Some(address) = &self.forwarded_for {
+            request = request.header("x-forwarded-for", address);
+        }
         match &self.access_token {
             Some(token) => request.bearer_auth(token),
             None => request,
@@ -164,6 +181,9 @@ impl Actor {
         let mut request = tonic::Request::new(message);
         if let Some(token) = &self.access_token {
             request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        }
+        if let Some(address) = &self.forwarded_for {
+            request.metadata_mut().insert("x-forwarded-for", address.parse().unwrap());
         }
         self.send_grpc(path, request).await
     }
