@@ -8,7 +8,7 @@ use std::{
 use aws_lc_rs::hmac;
 use chrono::{DateTime, Utc};
 use tokio::{
-    sync::{Notify, Semaphore},
+    sync::{Semaphore, watch},
     task::JoinHandle,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -28,6 +28,7 @@ use crate::{
     hash_pool::HashPool,
     limiter::Limiter,
     mail::Mailer,
+    notifier::Notifier,
     revocations::{self, Revocations},
     seal::Seal,
 };
@@ -48,11 +49,13 @@ pub struct App {
     pub mailer: Mailer,
     /// Where avatars are, if they aren't in the database.
     pub(crate) avatar_store: Option<Arc<AvatarStore>>,
+    /// Where events go, if anywhere.
+    pub(crate) notifier: Option<Notifier>,
     pub(crate) seal: Seal,
     /// Keys the hashes of verification codes.
     pub(crate) code_key: hmac::Key,
     /// Something was put into the outbox.
-    pub(crate) posted: Notify,
+    pub(crate) posted: watch::Sender<()>,
     pub argon2: Argon2Params,
     /// What a password is held against where there is no user, so that it takes as long as where there is one.
     pub decoy: PasswordHash,
@@ -83,16 +86,22 @@ impl UserCount {
 impl App {
     /// The service over a database that is migrated.
     pub async fn new(config: Config, clock: Clock, db: Db, mailer: Mailer) -> Result<Self, Cause> {
-        let config::Keys { signing, secret } = config.keys()?;
+        let keys = config.keys()?;
+        let notifier = match &config.notification_service_url {
+            Some(url) => Some(Notifier::new(url, &keys.of_events())?),
+            None => None,
+        };
+        let config::Keys { signing, secret } = keys;
         let hashing = &config.hashing;
         let argon2 = Argon2Params::new(hashing.memory_kib, hashing.iterations, hashing.parallelism)?;
         Ok(Self {
             keys: Keys::new(&config.jwt, &signing),
             seal: Seal::new(&secret.derive("outbox"))?,
             code_key: hmac::Key::new(hmac::HMAC_SHA256, &secret.derive("verification codes")),
-            posted: Notify::new(),
+            posted: watch::Sender::new(()),
             mailer,
             avatar_store: AvatarStore::open(&config.accounts.avatar_store)?.map(Arc::new),
+            notifier,
             revocations: Revocations::load(&db, &clock).await?,
             limiter: Limiter::new(config.limits.clone(), &secret.derive("limits")),
             hash_pool: HashPool::start(hashing.threads, hashing.queue)?,

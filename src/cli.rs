@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::TimeDelta;
 use clap::{Parser, Subcommand};
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use secrecy::{ExposeSecret, SecretString};
@@ -19,7 +20,12 @@ use crate::{
     clock::Clock,
     config::{Config, ConfigErrors, MailTransport, Store},
     db::{Db, DbOptions},
-    domain::{password::Password, user::EmailAddress},
+    domain::{
+        outbox::{self, GivenUp},
+        password::Password,
+        user::EmailAddress,
+    },
+    entity::outbox::State,
     error::{Cause, Chain, Error},
     mail::Mailer,
     server::Server,
@@ -50,12 +56,39 @@ enum Command {
         #[arg(long)]
         email: String,
     },
+    /// Show the mails and events that wait or were given up; give those that were given up another try.
+    Outbox {
+        #[command(subcommand)]
+        command: Option<OutboxCommand>,
+    },
+    /// Print the key that signs events, for the service that receives them. It is a secret.
+    EventKey,
     /// Ask the service that runs here whether it is well; exit 0 if so, else 1.
     Healthcheck,
     /// Print the settings in force, secrets as fingerprints.
     Config,
     /// Print the `OpenAPI` document.
     Openapi,
+}
+
+#[derive(Debug, Subcommand)]
+enum OutboxCommand {
+    /// Send again what was given up.
+    Requeue {
+        #[command(flatten)]
+        which: Which,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Which {
+    /// The message with this id.
+    #[arg(long)]
+    id: Option<i64>,
+    /// All that were given up.
+    #[arg(long)]
+    all: bool,
 }
 
 /// Why a command ended without success.
@@ -82,7 +115,11 @@ impl Cli {
         match self.command.unwrap_or(Command::Serve) {
             Command::Serve => serve().await,
             Command::Migrate => migrate().await,
-            Command::Createsuperuser { email } => create_superuser(&email).await,
+            // Boxed, as a future of this size weighs on every command.
+            Command::Createsuperuser { email } => Box::pin(create_superuser(&email)).await,
+            Command::Outbox { command: None } => show_outbox().await,
+            Command::Outbox { command: Some(OutboxCommand::Requeue { which }) } => requeue(&which).await,
+            Command::EventKey => Ok(say(Config::from_environment()?.keys()?.of_events().expose_secret())?),
             Command::Healthcheck => healthcheck().await,
             Command::Config => show_config(),
             Command::Openapi => Ok(say(api::OPENAPI)?),
@@ -178,6 +215,74 @@ fn ask_for_password() -> Result<SecretString, Cause> {
     if password.expose_secret() == again.expose_secret() { Ok(password) } else { Err("the passwords differ".into()) }
 }
 
+/// What waits in the outbox and what was given up, a line each.
+async fn show_outbox() -> Result<(), Failure> {
+    /// More than anybody reads, and little enough to hold in memory.
+    const SHOWN: u64 = 1000;
+    let config = configured()?;
+    let db = up_to_date(&config, connect(&config).await?).await?;
+    let unsent = outbox::unsent(&db, SHOWN).await;
+    db.close().await;
+    let unsent = unsent?;
+    if unsent.count == 0 {
+        return Ok(say("nothing waits, and nothing was given up")?);
+    }
+    let now = Clock::System.now();
+    say(&format!(
+        "{:>8}  {:<18} {:>8}  {:<9} {:>6} {:>8}  {:>8}  last error",
+        "id", "kind", "user", "state", "age", "attempts", "next"
+    ))?;
+    for row in &unsent.rows {
+        let (state, next) = match row.state {
+            State::Abandoned => ("given up", "-".to_owned()),
+            _ if row.leased_until.is_some_and(|until| until > now) => ("sending", "-".to_owned()),
+            _ => ("waits", in_short(row.next_attempt_at - now)),
+        };
+        say(&format!(
+            "{:>8}  {:<18} {:>8}  {state:<9} {:>6} {:>8}  {next:>8}  {}",
+            row.id,
+            row.kind,
+            row.user_id.map_or("-".to_owned(), |id| id.to_string()),
+            in_short(now - row.created_at),
+            row.attempts,
+            row.last_error.as_deref().unwrap_or("-"),
+        ))?;
+    }
+    let more = unsent.count.saturating_sub(unsent.rows.len() as u64);
+    if more > 0 {
+        say(&format!("and {more} more"))?;
+    }
+    Ok(())
+}
+
+/// `40s`, `12m`, `5h`, `3d`; what is past is `now`.
+fn in_short(time: TimeDelta) -> String {
+    match time.num_seconds() {
+        ..=0 => "now".into(),
+        secs @ 1..=119 => format!("{secs}s"),
+        secs @ 120..=7199 => format!("{}m", secs / 60),
+        secs @ 7200..=172_799 => format!("{}h", secs / 3600),
+        secs => format!("{}d", secs / 86_400),
+    }
+}
+
+async fn requeue(which: &Which) -> Result<(), Failure> {
+    let config = configured()?;
+    let db = up_to_date(&config, connect(&config).await?).await?;
+    let given_up = match which {
+        Which { id: Some(id), .. } => GivenUp::One(*id),
+        Which { all: _, id: None } => GivenUp::All,
+    };
+    let requeued = outbox::requeue(&db, given_up, Clock::System.now()).await;
+    db.close().await;
+    match (requeued?, given_up) {
+        (0, GivenUp::One(id)) => Err(format!("no message {id} was given up: nothing changed").into()),
+        (0, GivenUp::All) => Ok(say("nothing was given up")?),
+        (1, _) => Ok(say("1 message will be tried again")?),
+        (count, _) => Ok(say(&format!("{count} messages will be tried again"))?),
+    }
+}
+
 /// One request by hand: an image without a shell has no curl either.
 async fn healthcheck() -> Result<(), Failure> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -233,6 +338,11 @@ async fn migrated(config: &Config) -> Result<Db, Cause> {
     if config.database.auto_migrate {
         db.migrate().await.map_err(|error| at(config, &error))?;
     }
+    up_to_date(config, db).await
+}
+
+/// The database, if it has the whole schema.
+async fn up_to_date(config: &Config, db: Db) -> Result<Db, Cause> {
     let pending = db.pending_migrations().await.map_err(|error| at(config, &error))?;
     if pending.is_empty() {
         return Ok(db);

@@ -10,7 +10,7 @@
 //! 5. [`domain`], one file a subject: the rules, as `impl App` blocks, over the tables in [`entity`].
 //!
 //! Imports run one way: main → cli → server → api → domain → app → stores ([`entity`], [`db`], [`revocations`],
-//! [`limiter`], [`hash_pool`], [`mail`], [`avatar_store`], [`seal`]) → [`config`], [`clock`], [`random`], [`error`].
+//! [`limiter`], [`hash_pool`], [`mail`], [`avatar_store`], [`notifier`], [`seal`]) → [`config`], [`clock`], [`random`], [`error`].
 //! `docs/architecture.md` says why, and `tests/it/architecture.rs` holds them to it.
 
 pub mod api;
@@ -26,6 +26,7 @@ pub mod error;
 pub mod hash_pool;
 pub mod limiter;
 pub mod mail;
+pub mod notifier;
 pub mod random;
 pub mod revocations;
 pub mod seal;

@@ -1,28 +1,28 @@
 //! Mail, and how it leaves: by SMTP, into a folder, onto the console, or into a test's hands.
 
+mod smtp;
+
 use std::{
-    io::Write,
-    path::PathBuf,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use chrono::{DateTime, Utc};
 use lettre::{
-    AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor,
-    message::{Mailbox, header::ContentType},
-    transport::smtp::authentication::Credentials,
+    Message,
+    message::{
+        Mailbox, MultiPart,
+        header::{HeaderName, HeaderValue},
+    },
 };
-use secrecy::ExposeSecret;
+use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
 use crate::{
     config::{self, MailTransport},
-    error::Cause,
+    error::{Cause, Undelivered},
 };
-
-/// How long a server may take over one step of the conversation.
-const SMTP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A mail to be sent.
 #[derive(Clone)]
@@ -32,6 +32,8 @@ pub struct Mail {
     pub to: String,
     pub subject: String,
     pub text: String,
+    /// The same in HTML, for programs that prefer it.
+    pub html: String,
     pub written_at: DateTime<Utc>,
 }
 
@@ -44,7 +46,7 @@ enum Transport {
     Console,
     /// One `.eml` a message, put into place by a rename.
     Folder(PathBuf),
-    Smtp(AsyncSmtpTransport<Tokio1Executor>),
+    Smtp(smtp::Server),
     Memory(Outgoing),
 }
 
@@ -58,7 +60,7 @@ impl Mailer {
         let transport = match &config.transport {
             MailTransport::Console => Transport::Console,
             MailTransport::File(folder) => Transport::Folder(folder.clone()),
-            MailTransport::Smtp(server) => Transport::Smtp(smtp(server)?),
+            MailTransport::Smtp(server) => Transport::Smtp(smtp::Server::new(server)?),
         };
         Ok(Self { from: config.from.parse()?, transport })
     }
@@ -73,55 +75,67 @@ impl Mailer {
     ///
     /// # Errors
     /// If it could not be handed over. It may have been all the same, where the answer was lost.
-    pub async fn send(&self, mail: &Mail) -> Result<(), Cause> {
-        if let Transport::Memory(outgoing) = &self.transport {
-            outgoing.lock().unwrap_or_else(PoisonError::into_inner).push(mail.clone());
-            return Ok(());
-        }
-        let message = self.message(mail)?;
+    pub async fn send(&self, mail: &Mail) -> Result<(), Undelivered> {
+        let message = self
+            .message(mail)
+            .map_err(|error| Undelivered::Refused(format!("no mail can be made of the message: {error}")))?;
         match &self.transport {
             Transport::Console => {
-                let mut out = std::io::stdout().lock();
-                out.write_all(&message.formatted())?;
-                Ok(writeln!(out, "\n")?)
+                let text = [&message.formatted()[..], b"\n\n"].concat();
+                let mut out = tokio::io::stdout();
+                let printed = async { out.write_all(&text).await.and(out.flush().await) };
+                printed.await.map_err(|error| Undelivered::ServerAway(format!("standard output: {error}")))
             }
-            Transport::Folder(folder) => {
-                tokio::fs::create_dir_all(folder).await?;
-                let (draft, file) = (folder.join(format!(".{}", mail.id)), folder.join(format!("{}.eml", mail.id)));
-                tokio::fs::write(&draft, message.formatted()).await?;
-                Ok(tokio::fs::rename(draft, file).await?)
+            Transport::Folder(folder) => write_into(folder, mail.id, &message.formatted())
+                .await
+                .map_err(|error| Undelivered::ServerAway(format!("{}: {error}", folder.display()))),
+            Transport::Smtp(server) => server.send(message.envelope(), &message.formatted()).await,
+            Transport::Memory(outgoing) => {
+                outgoing.lock().unwrap_or_else(PoisonError::into_inner).push(mail.clone());
+                Ok(())
             }
-            Transport::Smtp(server) => server.send(message).await.map(drop).map_err(Cause::from),
-            Transport::Memory(_) => Ok(()),
         }
     }
 
     fn message(&self, mail: &Mail) -> Result<Message, Cause> {
-        let domain = self.from.email.domain();
         let message = Message::builder()
             .from(self.from.clone())
-            .to(mail.to.parse()?)
+            .to(with_ascii_domain(&mail.to).parse()?)
             .subject(&mail.subject)
-            .message_id(Some(format!("<{}@{domain}>", mail.id)))
+            .message_id(Some(format!("<{}@{}>", mail.id, ascii_domain(self.from.email.domain()))))
             .date(mail.written_at.into())
-            .header(ContentType::TEXT_PLAIN)
-            .body(mail.text.clone())?;
+            // Nobody's holiday note is to come back (RFC 3834 §5).
+            .raw_header(HeaderValue::new(HeaderName::new_from_ascii_str("Auto-Submitted"), "auto-generated".to_owned()))
+            .multipart(MultiPart::alternative_plain_html(mail.text.clone(), mail.html.clone()))?;
         Ok(message)
     }
 }
 
-fn smtp(server: &config::Smtp) -> Result<AsyncSmtpTransport<Tokio1Executor>, Cause> {
-    type Smtp = AsyncSmtpTransport<Tokio1Executor>;
-    /// The port on which TLS comes first, and not by STARTTLS (RFC 8314 §3.3).
-    const SUBMISSIONS: u16 = 465;
-    let transport = match (server.starttls, server.port) {
-        (true, SUBMISSIONS) => Smtp::relay(&server.host)?,
-        (true, _) => Smtp::starttls_relay(&server.host)?,
-        (false, _) => Smtp::builder_dangerous(&server.host),
-    };
-    let mut transport = transport.port(server.port).timeout(Some(SMTP_TIMEOUT));
-    if let (Some(user), Some(password)) = (&server.user, &server.password) {
-        transport = transport.credentials(Credentials::new(user.clone(), password.expose_secret().to_owned()));
+/// The address with its domain in the spelling that every server takes; what stands before the `@` has no other.
+fn with_ascii_domain(address: &str) -> String {
+    match address.rsplit_once('@') {
+        Some((local, domain)) => format!("{local}@{}", ascii_domain(domain)),
+        None => address.to_owned(),
     }
-    Ok(transport.build())
+}
+
+fn ascii_domain(domain: &str) -> String {
+    idna::domain_to_ascii(domain).unwrap_or_else(|_| domain.to_owned())
+}
+
+/// Whole, and on the disk, before it has its name: it counts as sent from then on. For our eyes only: it may hold a code.
+async fn write_into(folder: &Path, id: Uuid, message: &[u8]) -> std::io::Result<()> {
+    let (draft, file) = (folder.join(format!(".{id}")), folder.join(format!("{id}.eml")));
+    let folder = folder.to_owned();
+    tokio::task::spawn_blocking({
+        let folder = folder.clone();
+        move || std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+    })
+    .await??;
+    let mut out =
+        tokio::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft).await?;
+    out.write_all(message).await?;
+    out.sync_all().await?;
+    tokio::fs::rename(draft, file).await?;
+    tokio::fs::File::open(folder).await?.sync_all().await
 }

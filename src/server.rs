@@ -71,6 +71,7 @@ impl Server {
         let background = [
             supervise(Arc::clone(&self.app).follow_revocations(stop.clone()), &stop, &died),
             supervise(Arc::clone(&self.app).deliver_outbox(stop.clone()), &stop, &died),
+            supervise(Arc::clone(&self.app).keep_house(stop.clone()), &stop, &died),
         ];
         let connections = GracefulShutdown::new();
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));

@@ -13,6 +13,7 @@ mod m0002_search;
 mod m0003_profiles_by_avatar;
 mod m0004_known_clients;
 mod m0005_list_indexes;
+mod m0006_outbox;
 
 use std::collections::HashSet;
 
@@ -33,6 +34,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0003_profiles_by_avatar::Migration),
             Box::new(m0004_known_clients::Migration),
             Box::new(m0005_list_indexes::Migration),
+            Box::new(m0006_outbox::Migration),
         ]
     }
 }

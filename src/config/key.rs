@@ -1,7 +1,6 @@
 //! Keys: the one that signs, the one that keys codes and events, and where a key is kept that nobody set.
 
 use std::{
-    fmt::Write as _,
     fs,
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
@@ -59,7 +58,7 @@ impl From<&SecretString> for SecretKey {
 /// The first 16 hexadecimal digits of the SHA-256. A shell computes the same by
 /// `printf '%s' "$JWT_SECRET_KEY" | sha256sum | cut -c1-16`.
 pub(super) fn fingerprint(bytes: &[u8]) -> String {
-    hex(&digest::digest(&digest::SHA256, bytes).as_ref()[..8])
+    hex::encode(&digest::digest(&digest::SHA256, bytes).as_ref()[..8])
 }
 
 /// Whether a key is one from the documentation, or from a template that says to change it.
@@ -113,11 +112,12 @@ pub(super) fn stored_or_made(path: &Path) -> io::Result<SecretKey> {
 
     // A complete file is linked into place: unlike a rename, a link never replaces one that another process made, and
     // nobody ever reads half a key, not even after a power cut.
-    let draft = folder.join(format!(".jwt.key.{}", hex(&random::bytes::<8>())));
-    let linked = write_durably(&draft, &hex(&random::bytes::<32>())).and_then(|()| match fs::hard_link(&draft, path) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
-        _ => fs::File::open(folder)?.sync_all(),
-    });
+    let draft = folder.join(format!(".jwt.key.{}", hex::encode(random::bytes::<8>())));
+    let linked =
+        write_durably(&draft, &hex::encode(random::bytes::<32>())).and_then(|()| match fs::hard_link(&draft, path) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+            _ => fs::File::open(folder)?.sync_all(),
+        });
     // The draft may not even exist, and is no harm if it stays.
     let _ = fs::remove_file(&draft);
     linked?;
@@ -128,12 +128,4 @@ fn write_durably(path: &Path, text: &str) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a string can't fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -25,10 +25,21 @@ pub enum MailTransport {
 pub struct Smtp {
     pub host: String,
     pub port: u16,
-    pub starttls: bool,
+    pub tls: SmtpTls,
     pub user: Option<String>,
     pub password: Option<SecretString>,
 }
+
+/// When the conversation with a mail server becomes private.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SmtpTls {
+    Off,
+    Starttls,
+    FromTheStart,
+}
+
+/// The port on which TLS comes first, and not by STARTTLS (RFC 8314 §3.3). Nobody speaks there in the clear.
+const SUBMISSIONS: u16 = 465;
 
 pub(super) fn mail(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Mail {
     #[derive(Clone, Copy)]
@@ -63,7 +74,15 @@ pub(super) fn mail(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Mail {
         }
         (Some(Backend::Smtp), _, host) | (None, _, host @ Some(_)) => {
             let host = host.unwrap_or_else(|| "localhost".into());
-            MailTransport::Smtp(Smtp { host, port, starttls, user, password })
+            let tls = match (port, starttls) {
+                (SUBMISSIONS, _) => SmtpTls::FromTheStart,
+                (_, true) => SmtpTls::Starttls,
+                (_, false) => SmtpTls::Off,
+            };
+            if tls == SmtpTls::FromTheStart && !starttls {
+                r.warn("EMAIL_PORT is 465, where TLS comes first: it does, though EMAIL_USE_TLS is false");
+            }
+            MailTransport::Smtp(Smtp { host, port, tls, user, password })
         }
     };
     warn_of_idle(r, &transport);
@@ -98,7 +117,7 @@ fn warn_of_login(r: &mut Reader<impl Fn(&str) -> Option<String>>, server: &Smtp)
     match (&server.user, &server.password) {
         (Some(_), None) => r.warn(half("EMAIL_HOST_USER", "EMAIL_HOST_PASSWORD")),
         (None, Some(_)) => r.warn(half("EMAIL_HOST_PASSWORD", "EMAIL_HOST_USER")),
-        (Some(_), Some(_)) if !server.starttls => {
+        (Some(_), Some(_)) if server.tls == SmtpTls::Off => {
             r.warn("EMAIL_HOST_PASSWORD is sent in the clear, as EMAIL_USE_TLS is false");
         }
         _ => {}

@@ -34,7 +34,7 @@ pub use environment::Environment;
 pub use hosts::AllowedHosts;
 pub use key::SecretKey;
 use mail::mail;
-pub use mail::{Mail, MailTransport, Smtp};
+pub use mail::{Mail, MailTransport, Smtp, SmtpTls};
 use read::Reader;
 pub use read::{ConfigErrors, Mistake, Setting};
 pub use variables::{Fallback, Shown, VARIABLES, Variable};
@@ -46,7 +46,6 @@ pub const NOT_YET: &[&str] = &[
     "AUTH_COOKIES",
     "CORS_ALLOWED_ORIGINS",
     "GRPC_ADDR",
-    "NOTIFICATION_SERVICE_URL",
     "SECURE_HSTS_INCLUDE_SUBDOMAINS",
     "SECURE_HSTS_SECONDS",
     "SECURE_SSL_REDIRECT",
@@ -66,6 +65,8 @@ pub struct Config {
     pub redis_url: Option<SecretString>,
     pub mail: Mail,
     pub notification_service_url: Option<Url>,
+    /// How long the audit trail is kept; `None` keeps it for good.
+    pub audit_retention: Option<Duration>,
     pub accounts: Accounts,
     pub limits: Limits,
     pub hashing: Hashing,
@@ -236,6 +237,13 @@ pub struct Keys {
     pub secret: SecretKey,
 }
 
+impl Keys {
+    /// The key that signs events, as the text that their receiver is given. Its bytes are taken as they stand.
+    pub fn of_events(&self) -> SecretString {
+        hex::encode(self.secret.derive("events")).into()
+    }
+}
+
 impl Config {
     /// The configuration from the process's environment and `.env` in the working directory, the environment winning.
     ///
@@ -284,6 +292,7 @@ impl Config {
         let secret_key = secret_key(r);
         let mail = mail(r);
         let notification_service_url = r.optional(&variables::NOTIFICATION_SERVICE_URL, parse::http_url);
+        let audit_retention = r.value(&variables::AUDIT_RETENTION, parse::retention);
         let accounts = accounts(r);
         let limits = limits(r);
         let http = http(r);
@@ -309,6 +318,7 @@ impl Config {
             redis_url,
             mail,
             notification_service_url,
+            audit_retention,
             accounts,
             limits,
             hashing,

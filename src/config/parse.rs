@@ -138,20 +138,35 @@ pub(super) fn rate(text: &str) -> Result<Option<Rate>> {
     }
     let malformed = || Wrong::from("is not a rate");
     let (count, time) = text.split_once('/').ok_or_else(malformed)?;
-    let time = time.trim();
-    let unit = match time.chars().next_back() {
-        Some('s') => 1,
-        Some('m') => 60,
-        Some('h') => 60 * 60,
-        Some('d') => DAY,
-        _ => return Err(malformed()),
-    };
     let count = number(count.trim(), &(1..=1_000_000)).map_err(|Wrong(wrong)| format!("has a count that {wrong}"))?;
-    let time: u64 = time[..time.len() - 1].parse().map_err(|_| malformed())?;
-    match time.checked_mul(unit) {
-        Some(secs @ 1..) if secs <= 30 * DAY => Ok(Some(Rate { count, per: Duration::from_secs(secs) })),
+    match span(time.trim()).ok_or_else(malformed)? {
+        secs if (1..=30 * DAY).contains(&secs) => Ok(Some(Rate { count, per: Duration::from_secs(secs) })),
         _ => Err("has a time that is not within 1s to 30d".into()),
     }
+}
+
+/// How long something is kept, or `None` for `off`.
+pub(super) fn retention(text: &str) -> Result<Option<Duration>> {
+    if text.eq_ignore_ascii_case("off") {
+        return Ok(None);
+    }
+    match span(text).ok_or("is not a time")? {
+        secs if (DAY..=36_500 * DAY).contains(&secs) => Ok(Some(Duration::from_secs(secs))),
+        _ => Err("is not within 1d to 36500d".into()),
+    }
+}
+
+/// The seconds of `15m` and the like; `None` if it is nothing of the kind, the greatest number if it is too great.
+fn span(text: &str) -> Option<u64> {
+    let unit = match text.chars().next_back()? {
+        's' => 1,
+        'm' => 60,
+        'h' => 60 * 60,
+        'd' => DAY,
+        _ => return None,
+    };
+    let count: u64 = text[..text.len() - 1].parse().ok()?;
+    Some(count.saturating_mul(unit))
 }
 
 const DAY: u64 = 24 * 60 * 60;

@@ -135,7 +135,7 @@ variables! {
         EMAIL_HOST => "localhost with EMAIL_BACKEND=smtp", "a host name or an IP address", Plain;
         /// Its port.
         EMAIL_PORT => "587 with EMAIL_USE_TLS, else 25", "a port from 1 to 65535", Plain;
-        /// Whether to go over to TLS (STARTTLS) before anything is sent.
+        /// Whether to go over to TLS (STARTTLS) before anything is sent. On port 465 TLS comes first, whatever this says.
         EMAIL_USE_TLS = "false", "true or false", Plain;
         /// The user to log in as at the mail server.
         EMAIL_HOST_USER => "no login", "a user name", Plain;
@@ -160,6 +160,8 @@ variables! {
         SELF_SERVICE_ROLES = "freelancer,seller", "none, or a list of freelancer and seller", Plain;
         /// Whether ordinary users see others' addresses masked or in full.
         DIRECTORY_EMAILS = "masked", "masked or full", Plain;
+        /// How long the audit trail is kept. `off` keeps it for good.
+        AUDIT_RETENTION = "365d", "off, or a time of a day or more (h, d), like 365d", Plain;
         /// What `createsuperuser` takes instead of asking.
         SUPERUSER_PASSWORD => "none: it is asked for", "a password", Hidden;
     }

@@ -16,7 +16,7 @@ use crate::{
         authority::Subject,
         caller::{Call, Caller},
         event::News,
-        outbox::Letter,
+        letter::Letter,
         password::{self, Password, Verdict},
         registration::{NewAccount, Standing, insert_user, or_email_taken},
         role::Roles,

@@ -1,20 +1,101 @@
-//! News of users for other services.
+//! Events: what other services hear of users. `docs/events.md` is their side of it; contract §8.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Serialize;
+use uuid::Uuid;
 
-use crate::{app::App, db::Tx, entity::user, error::Result};
+use crate::{app::App, db::Tx, domain::role::Roles, entity::user, error::Result};
+
+/// The version of the shape below. Keys may be added under the same one.
+const VERSION: u32 = 1;
 
 /// What happened to a user.
+#[derive(Debug)]
 pub(super) enum News {
     Registered,
     Verified,
-    Updated { changed: Vec<&'static str> },
+    /// The keys of the user that changed.
+    Updated {
+        changed: Vec<&'static str>,
+    },
     RolesChanged,
     Deleted,
 }
 
+impl News {
+    /// What the rows of events are called in the outbox: the types of the events.
+    pub(super) const KINDS: [&str; 5] =
+        ["user.registered", "user.verified", "user.updated", "user.roles_changed", "user.deleted"];
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Registered => "user.registered",
+            Self::Verified => "user.verified",
+            Self::Updated { .. } => "user.updated",
+            Self::RolesChanged => "user.roles_changed",
+            Self::Deleted => "user.deleted",
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Event<'a> {
+    id: Uuid,
+    version: u32,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    occurred_at: String,
+    data: Data<'a>,
+}
+
+#[derive(Serialize)]
+struct Data<'a> {
+    user: UserNow<'a>,
+    /// Higher with each change of the user: what is lower than the last one seen is older.
+    user_version: i64,
+    changed: &'a [&'static str],
+}
+
+#[derive(Serialize)]
+struct UserNow<'a> {
+    id: i64,
+    email: &'a str,
+    first_name: &'a str,
+    last_name: &'a str,
+    is_active: bool,
+    is_verified: bool,
+    roles: Vec<&'static str>,
+}
+
 impl App {
-    pub(super) async fn announce(&self, _tx: &Tx, _news: News, _user: &user::Model, _now: DateTime<Utc>) -> Result<()> {
-        Ok(())
+    /// Puts an event into the outbox, within `tx`, where there is somebody to hear of it. `user` is as it is after the
+    /// change; of one that was deleted, as it was before. Call [`App::outbox_has_mail`] after the commit.
+    pub(super) async fn announce(&self, tx: &Tx, news: News, user: &user::Model, now: DateTime<Utc>) -> Result<()> {
+        if self.notifier.is_none() {
+            return Ok(());
+        }
+        let (changed, user_version) = match &news {
+            News::Updated { changed } => (changed.as_slice(), user.version),
+            // The end is newer than all that was.
+            News::Deleted => ([].as_slice(), user.version + 1),
+            News::Registered | News::Verified | News::RolesChanged => ([].as_slice(), user.version),
+        };
+        let user_now = UserNow {
+            id: user.id,
+            email: &user.email,
+            first_name: &user.first_name,
+            last_name: &user.last_name,
+            is_active: user.is_active,
+            is_verified: user.is_verified,
+            roles: Roles::of(user).display(),
+        };
+        let event = |id| Event {
+            id,
+            version: VERSION,
+            kind: news.kind(),
+            occurred_at: now.to_rfc3339_opts(SecondsFormat::AutoSi, true),
+            data: Data { user: user_now, user_version, changed },
+        };
+        self.put_into_outbox(tx, news.kind(), event, user.id, now).await
     }
 }

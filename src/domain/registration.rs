@@ -11,6 +11,7 @@ use crate::{
     domain::{
         audit::Event,
         caller::Call,
+        event::News,
         password::{self, Password},
         profile::DEFAULT_TIMEZONE,
         session::LoggedIn,
@@ -91,6 +92,7 @@ impl App {
             let user = insert_user(&tx, &new.person, hash, Standing::default(), now).await?;
             let session = app.insert_session(&tx, &call, user.id, now).await?;
             app.post_code(&tx, &user, false, now).await?;
+            app.announce(&tx, News::Registered, &user, now).await?;
             app.audit(&tx, Event::Registered, Some(&call), user.id).await?;
             tx.commit().await?;
             app.outbox_has_mail();
@@ -111,10 +113,13 @@ impl App {
         let hash = self.hash_password(password).await?;
         let standing = Standing { is_staff: true, is_superuser: true, is_verified: true, ..Standing::default() };
         let person = Person { email, first_name: PersonName::default(), last_name: PersonName::default() };
+        let now = self.clock.now();
         let tx = self.db.begin().await?;
-        let user = insert_user(&tx, &person, hash, standing, self.clock.now()).await?;
+        let user = insert_user(&tx, &person, hash, standing, now).await?;
+        self.announce(&tx, News::Registered, &user, now).await?;
         self.audit(&tx, Event::SuperuserMade, None, user.id).await?;
         tx.commit().await?;
+        self.outbox_has_mail();
         Ok(user)
     }
 

@@ -16,7 +16,8 @@ use crate::{
     domain::{
         audit::Event,
         caller::{Call, Caller},
-        outbox::Letter,
+        event::News,
+        letter::Letter,
         user::EmailAddress,
     },
     entity::{user, verification_code as code},
@@ -205,18 +206,22 @@ impl App {
             .filter(code::Column::Id.eq(right.id))
             .exec(&tx)
             .await?;
-        user::Entity::update_many()
+        let verified = user::Entity::update_many()
             .col_expr(user::Column::IsVerified, Expr::value(true))
             .col_expr(user::Column::UpdatedAt, Expr::value(now))
             .col_expr(user::Column::Version, Expr::col(user::Column::Version).add(1))
             .filter(user::Column::Id.eq(owner.id))
             .filter(user::Column::EmailKey.eq(email.key()))
-            .exec(&tx)
+            .exec_with_returning(&tx)
             .await?;
+        for user in &verified {
+            self.announce(&tx, News::Verified, user, now).await?;
+        }
         // The tokens that are out say that the address is not verified.
         let changed = Revocation::of_user(owner.id, now, self.keys.last_access_expiry(now)).write(&tx).await?;
         self.audit(&tx, Event::EmailVerified, Some(call), owner.id).await?;
         tx.commit().await?;
+        self.outbox_has_mail();
         self.revocations.apply(changed);
         Ok(true)
     }

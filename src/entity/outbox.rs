@@ -8,7 +8,7 @@ use sea_orm::entity::prelude::*;
 pub enum State {
     Pending = 0,
     Sent = 1,
-    /// Given up after too many attempts.
+    /// Given up: refused for good, or tried for too long.
     Abandoned = 2,
 }
 
@@ -25,11 +25,13 @@ pub struct Model {
     pub payload: String,
     pub user_id: Option<i64>,
     pub attempts: i32,
+    /// Of a message that was sent or given up: when that was.
     pub next_attempt_at: DateTime<Utc>,
     /// Until then the message is some replica's to send.
     pub leased_until: Option<DateTime<Utc>>,
     pub state: State,
     pub last_error: Option<String>,
+    /// When it was posted, or by an operator put in anew.
     pub created_at: DateTime<Utc>,
 }
 

@@ -15,7 +15,7 @@ const LAYERS: [&[&str]; 8] = [
     &["api"],
     &["domain"],
     &["app"],
-    &["avatar_store", "db", "entity", "hash_pool", "limiter", "mail", "revocations", "seal"],
+    &["avatar_store", "db", "entity", "hash_pool", "limiter", "mail", "notifier", "revocations", "seal"],
     &["clock", "config", "error", "random"],
 ];
 

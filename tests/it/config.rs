@@ -16,8 +16,8 @@ use std::{
 use identity::{
     config::{
         Algorithm, AllowedHosts, AvatarStore, Config, ConfigErrors, DirectoryEmails, Environment, Fallback, LogFormat,
-        LoginCounts, MailTransport, Mistake, NOT_YET, NeedsVerified, Privacy, Rate, SecretKey, SelfServiceRole, Store,
-        VARIABLES,
+        LoginCounts, MailTransport, Mistake, NOT_YET, NeedsVerified, Privacy, Rate, SecretKey, SelfServiceRole,
+        SmtpTls, Store, VARIABLES,
     },
     domain::password::Argon2Params,
 };
@@ -197,7 +197,7 @@ CORS_ALLOWED_ORIGINS=http://localhost:3000,https://yourapp.com
     let environment = Environment::read(&path).unwrap();
     let config = Config::load(|name| environment.get(name)).unwrap();
     let MailTransport::Smtp(smtp) = &config.mail.transport else { panic!("{:?}", config.mail) };
-    assert_eq!((smtp.host.as_str(), smtp.port, smtp.starttls), ("smtp.gmail.com", 587, true));
+    assert_eq!((smtp.host.as_str(), smtp.port, smtp.tls), ("smtp.gmail.com", 587, SmtpTls::Starttls));
     assert_eq!(config.http.hsts.unwrap().max_age, Duration::from_hours(365 * 24));
     assert_eq!(config.http.cors_allowed_origins, ["http://localhost:3000", "https://yourapp.com"]);
 }
@@ -498,10 +498,13 @@ fn mail_goes_where_django_would_send_it() {
     let transport = |variables: &[(&str, &str)]| loaded(variables).mail.transport;
     let django = |name: &str| format!("django.core.mail.backends.{name}.EmailBackend");
 
-    let by_host = transport(&[("EMAIL_HOST", "mail")]);
-    assert!(matches!(by_host, MailTransport::Smtp(smtp) if smtp.host == "mail" && smtp.port == 25 && !smtp.starttls));
-    let tls = transport(&[("EMAIL_BACKEND", &django("smtp")), ("EMAIL_USE_TLS", "True")]);
-    assert!(matches!(tls, MailTransport::Smtp(smtp) if smtp.host == "localhost" && smtp.port == 587 && smtp.starttls));
+    let smtp = |variables: &[(&str, &str)]| match transport(variables) {
+        MailTransport::Smtp(smtp) => (smtp.host, smtp.port, smtp.tls),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(smtp(&[("EMAIL_HOST", "mail")]), ("mail".into(), 25, SmtpTls::Off));
+    let by_backend = smtp(&[("EMAIL_BACKEND", &django("smtp")), ("EMAIL_USE_TLS", "True")]);
+    assert_eq!(by_backend, ("localhost".into(), 587, SmtpTls::Starttls));
     let console = transport(&[("EMAIL_BACKEND", &django("console")), ("EMAIL_HOST", "mail")]);
     assert!(matches!(console, MailTransport::Console));
     for backend in ["file", &django("filebased")] {

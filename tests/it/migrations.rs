@@ -96,8 +96,14 @@ async fn migrations_run_twice_without_effect() {
     for store in Store::all() {
         let database = empty_database(store).await;
         let db = connect(&database).await;
-        let all =
-            ["m0001_init", "m0002_search", "m0003_profiles_by_avatar", "m0004_known_clients", "m0005_list_indexes"];
+        let all = [
+            "m0001_init",
+            "m0002_search",
+            "m0003_profiles_by_avatar",
+            "m0004_known_clients",
+            "m0005_list_indexes",
+            "m0006_outbox",
+        ];
         assert_eq!(db.pending_migrations().await.unwrap(), all, "{store:?}");
         assert_eq!(db.migrate().await.unwrap(), all, "{store:?}");
         assert!(db.pending_migrations().await.unwrap().is_empty(), "{store:?}");
@@ -128,7 +134,7 @@ async fn ten_starters_at_once_migrate_once() {
         for starter in starters {
             applied += starter.await.unwrap();
         }
-        assert_eq!(applied, 4, "{store:?}");
+        assert_eq!(applied, 6, "{store:?}");
     }
 }
 
@@ -157,7 +163,7 @@ async fn without_the_right_to_create_pg_trgm_everything_else_is_there() {
     owner.execute_unprepared(&format!("CREATE ROLE {role}; GRANT ALL ON SCHEMA public TO {role}")).await.unwrap();
 
     let db = Db::connect(&options(&format!("{}?options=-c%20role%3D{role}", database.url))).await.unwrap();
-    assert_eq!(db.migrate().await.unwrap().len(), 4);
+    assert_eq!(db.migrate().await.unwrap().len(), 6);
     let trigrams = texts(&owner, "SELECT indexname::text FROM pg_indexes WHERE indexdef LIKE '%gin_trgm_ops%'").await;
     assert!(trigrams.is_empty(), "{trigrams:?}");
     insert_user(&db, "ada@example.com").await;

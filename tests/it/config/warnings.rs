@@ -3,7 +3,7 @@
 use std::fs;
 
 use identity::{
-    config::{Environment, NOT_YET},
+    config::{Environment, MailTransport, NOT_YET, SmtpTls},
     db::SQLITE_READERS,
 };
 
@@ -30,7 +30,7 @@ fn what_this_release_ignores_is_warned_of_only_when_it_would_matter() {
             "SECURE_HSTS_SECONDS" => "60",
             "GRPC_ADDR" => "0.0.0.0:9000",
             "ACCEPT_SIMPLEJWT_UNTIL" => "2027-01-31T00:00:00Z",
-            "CORS_ALLOWED_ORIGINS" | "NOTIFICATION_SERVICE_URL" => "https://example.com",
+            "CORS_ALLOWED_ORIGINS" => "https://example.com",
             _ => "true",
         };
         let config = loaded(&[(name, value)]);
@@ -98,6 +98,19 @@ fn half_a_login_and_a_password_in_the_clear_are_warned_of() {
     );
     warned(&smtp(&[user, password]), "EMAIL_HOST_PASSWORD is sent in the clear, as EMAIL_USE_TLS is false");
     taken(&smtp(&[user, password, ("EMAIL_USE_TLS", "true")]));
+}
+
+#[test]
+fn the_port_of_tls_speaks_tls_and_the_operator_is_told_where_he_said_otherwise() {
+    let port =
+        [("EMAIL_HOST", "mail"), ("EMAIL_PORT", "465"), ("EMAIL_HOST_USER", "me"), ("EMAIL_HOST_PASSWORD", "secret")];
+    warned(&port, "EMAIL_PORT is 465, where TLS comes first: it does, though EMAIL_USE_TLS is false");
+    let asked = [&port[..], &[("EMAIL_USE_TLS", "true")]].concat();
+    taken(&asked);
+    for settings in [&port[..], &asked] {
+        let MailTransport::Smtp(smtp) = loaded(settings).mail.transport else { panic!("{settings:?}") };
+        assert_eq!(smtp.tls, SmtpTls::FromTheStart);
+    }
 }
 
 #[test]
