@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use lettre::{
     Message,
     message::{
-        Mailbox, MultiPart,
+        Mailbox, MultiPart, SinglePart,
         header::{HeaderName, HeaderValue},
     },
 };
@@ -106,7 +106,13 @@ impl Mailer {
             .date(mail.written_at.into())
             // Nobody's holiday note is to come back (RFC 3834 §5).
             .raw_header(HeaderValue::new(HeaderName::new_from_ascii_str("Auto-Submitted"), "auto-generated".to_owned()))
-            .multipart(MultiPart::alternative_plain_html(mail.text.clone(), mail.html.clone()))?;
+            // A boundary that is the same at each attempt: then a second copy is one to the letter.
+            .multipart(
+                MultiPart::alternative()
+                    .boundary(mail.id.simple().to_string())
+                    .singlepart(SinglePart::plain(mail.text.clone()))
+                    .singlepart(SinglePart::html(mail.html.clone())),
+            )?;
         Ok(message)
     }
 }

@@ -13,7 +13,8 @@ use crate::harness::{
     stores::empty_database,
 };
 
-const COMMANDS: [&str; 6] = ["serve", "migrate", "createsuperuser", "healthcheck", "config", "openapi"];
+const COMMANDS: [&str; 8] =
+    ["serve", "migrate", "createsuperuser", "outbox", "event-key", "healthcheck", "config", "openapi"];
 
 /// Registers somebody, and returns them with their tokens.
 async fn register(mut actor: Actor, email: &str) -> Actor {

@@ -465,6 +465,17 @@ async fn role_filters_orders_and_the_outbox_are_served_by_indexes() {
             .filter(outbox::Column::State.eq(outbox::State::Pending))
             .filter(outbox::Column::NextAttemptAt.lte(noon()))
             .order_by_asc(outbox::Column::NextAttemptAt);
+        let settled = |state: outbox::State| {
+            outbox::Entity::find()
+                .filter(outbox::Column::State.eq(state))
+                .filter(outbox::Column::NextAttemptAt.lt(noon()))
+                .order_by_asc(outbox::Column::NextAttemptAt)
+        };
+        let of_a_user = outbox::Entity::find()
+            .filter(outbox::Column::State.eq(outbox::State::Pending))
+            .filter(outbox::Column::UserId.eq(1))
+            .filter(outbox::Column::Id.lt(9));
+        let old_codes = verification_code::Entity::find().filter(verification_code::Column::CreatedAt.lt(noon()));
         for (query, index) in [
             (role(user::Column::IsFreelancer).build(backend), "users_freelancers"),
             (role(user::Column::IsSeller).build(backend), "users_sellers"),
@@ -476,6 +487,10 @@ async fn role_filters_orders_and_the_outbox_are_served_by_indexes() {
             (by(user::Column::LastName).build(backend), "users_by_last_name"),
             (by(user::Column::EmailKey).build(backend), "users_email_key"),
             (to_send.build(backend), "outbox_pending"),
+            (settled(outbox::State::Sent).build(backend), "outbox_sent"),
+            (settled(outbox::State::Abandoned).build(backend), "outbox_abandoned"),
+            (of_a_user.build(backend), "outbox_pending_by_user"),
+            (old_codes.build(backend), "verification_codes_by_creation"),
         ] {
             let sql = query.sql.clone();
             let query = Statement { sql: format!("{explain} {sql}"), ..query };

@@ -4,8 +4,14 @@ pub mod actor;
 pub mod gallery;
 pub mod postgres;
 pub mod process;
+pub mod receiver;
 pub mod service;
+pub mod smtp;
 pub mod stores;
+
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 pub use actor::{Actor, Face, Outcome};
 pub use service::Service;
@@ -23,6 +29,15 @@ pub async fn everywhere(test: impl AsyncFn(&Service, Face)) {
             test(&service, face).await;
             service.stop().await;
         }
+    }
+}
+
+/// Waits until it is so; panics if it isn't within `bound`.
+pub async fn wait_until(bound: Duration, what: &str, is_so: impl AsyncFn() -> bool) {
+    let begun = Instant::now();
+    while !is_so().await {
+        assert!(begun.elapsed() < bound, "{what}: not within {bound:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -14,7 +14,7 @@ use identity::config::VARIABLES;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::{
-    sync::oneshot,
+    sync::{mpsc, oneshot},
     task::spawn_blocking,
     time::{Instant, sleep, timeout},
 };
@@ -219,6 +219,42 @@ impl Serving<'_> {
 }
 
 impl Drop for Serving<'_> {
+    fn drop(&mut self) {
+        // One that has ended already can't be killed, which is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A program beside the service that tells what it sees, line by line. It is killed when this is dropped.
+pub struct Peer {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Peer {
+    pub fn start(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the program starts");
+        let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
+        let (sender, lines) = mpsc::channel(100);
+        thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                if sender.blocking_send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { child, lines }
+    }
+
+    /// The next line; panics if none comes within `bound`.
+    pub async fn line(&mut self, bound: Duration) -> String {
+        let line = timeout(bound, self.lines.recv()).await.unwrap_or_else(|_| panic!("it says nothing for {bound:?}"));
+        line.expect("it still runs")
+    }
+}
+
+impl Drop for Peer {
     fn drop(&mut self) {
         // One that has ended already can't be killed, which is as good.
         let _ = self.child.kill();
