@@ -17,7 +17,6 @@ use crate::{
         audit::Event,
         authority::{Authority, Subject},
         caller::{Call, Caller},
-        event::News,
         permission::{self as rules, Holdings, MAX_PERMISSIONS, Permission},
     },
     entity::{group, group_permission, permission, user_group},
@@ -239,7 +238,7 @@ impl App {
                 .await?;
             if added == 1 {
                 app.audit(&tx, Event::GroupMemberAdded(group.name), Some(&call), user_id).await?;
-                app.announce(&tx, News::RolesChanged, &user, now).await?;
+                app.tell_of_permissions(&tx, user_id, now).await?;
             }
             let holdings = rules::holdings(&tx, &user).await?;
             tx.commit().await?;
@@ -264,7 +263,7 @@ impl App {
         self.change(async move {
             let now = app.clock.now();
             let tx = app.db.begin().await?;
-            let Subject { user, authority, .. } = app.lock_subject(&tx, &caller, user_id).await?;
+            let Subject { authority, .. } = app.lock_subject(&tx, &caller, user_id).await?;
             authority.require_admin()?;
             let group = find(&tx, group::Entity::find_by_id(id).lock_exclusive()).await?;
             group.require_changeable_by(authority)?;
@@ -272,7 +271,7 @@ impl App {
                 return Err(Error::NotFound(Resource::Membership));
             }
             app.audit(&tx, Event::GroupMemberRemoved(group.name), Some(&call), user_id).await?;
-            app.announce(&tx, News::RolesChanged, &user, now).await?;
+            app.tell_of_permissions(&tx, user_id, now).await?;
             tx.commit().await?;
             app.outbox_has_mail();
             Ok(())

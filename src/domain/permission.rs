@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
+use chrono::{DateTime, Utc};
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect,
-    QueryTrait,
-    sea_query::{OnConflict, SelectStatement},
+    ColumnTrait, Condition, ConnectionTrait, EntityTrait, ExprTrait, PaginatorTrait, QueryFilter, QueryOrder,
+    QuerySelect, QueryTrait,
+    sea_query::{Expr, OnConflict, SelectStatement},
 };
 
 use crate::{
@@ -200,7 +201,7 @@ impl App {
                 }
                 let event = Event::PermissionGranted(permission.to_string());
                 app.audit(&tx, event, Some(&call), user_id).await?;
-                app.announce(&tx, News::RolesChanged, &user, now).await?;
+                app.tell_of_permissions(&tx, user_id, now).await?;
             }
             let holdings = holdings(&tx, &user).await?;
             tx.commit().await?;
@@ -225,7 +226,7 @@ impl App {
         self.change(async move {
             let now = app.clock.now();
             let tx = app.db.begin().await?;
-            let Subject { user, authority, .. } = app.lock_subject(&tx, &caller, user_id).await?;
+            let Subject { authority, .. } = app.lock_subject(&tx, &caller, user_id).await?;
             authority.require_admin()?;
             permission.require_grantable_by(authority)?;
             let gone = user_permission::Entity::delete_many()
@@ -237,12 +238,27 @@ impl App {
                 return Err(Error::NotFound(Resource::Permission));
             }
             app.audit(&tx, Event::PermissionRevoked(permission.to_string()), Some(&call), user_id).await?;
-            app.announce(&tx, News::RolesChanged, &user, now).await?;
+            app.tell_of_permissions(&tx, user_id, now).await?;
             tx.commit().await?;
             app.outbox_has_mail();
             Ok(())
         })
         .await
+    }
+}
+
+impl App {
+    /// Tells others that what the user holds has changed, within `tx`, which has the row.
+    pub(super) async fn tell_of_permissions(&self, tx: &Tx, user_id: i64, now: DateTime<Utc>) -> Result<()> {
+        let touched = user::Entity::update_many()
+            .col_expr(user::Column::Version, Expr::col(user::Column::Version).add(1))
+            .filter(user::Column::Id.eq(user_id))
+            .exec_with_returning(tx)
+            .await?;
+        for user in &touched {
+            self.announce(tx, News::RolesChanged, user, now).await?;
+        }
+        Ok(())
     }
 }
 

@@ -199,13 +199,24 @@ async fn no_route_answers_bad_input_with_a_fault_or_in_foreign_words() {
         service.stop().await;
         assert!(wrong.is_empty(), "{} on {store:?}, such as\n{}", wrong.len(), wrong[..wrong.len().min(20)].join("\n"));
     }
-    let mut listed = String::new();
-    for (status, texts) in &told.0 {
-        listed += &format!("{status}\n");
-        for text in texts {
-            listed += &format!("  {text}\n");
-        }
-    }
+    let section = |(status, texts): (&String, &BTreeSet<String>)| {
+        let texts: String = texts
+            .iter()
+            .map(|text| {
+                [
+                    "  ", text, "
+",
+                ]
+                .concat()
+            })
+            .collect();
+        [
+            status, "
+", &texts,
+        ]
+        .concat()
+    };
+    let listed: String = told.0.iter().map(section).collect();
     expect_test::expect_file!["./bad_input.txt"].assert_eq(&listed);
 }
 

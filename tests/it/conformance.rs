@@ -3,6 +3,8 @@
 //!
 //! `tests/examples` holds requests and answers to the letter. Put in their place are only ids, tokens and codes.
 
+use std::fmt::Display;
+
 use reqwest::{Method, header, multipart};
 use serde_json::{Value, json};
 
@@ -39,9 +41,9 @@ impl<'a> Written<'a> {
 
     /// With something in the place of what nobody can know beforehand.
     #[track_caller]
-    fn with(mut self, placeholder: &str, value: impl ToString) -> Self {
+    fn with(mut self, placeholder: &str, value: impl Display) -> Self {
         assert!(self.text.contains(placeholder), "{} has no {placeholder}", self.text);
-        self.text = self.text.replace(placeholder, &value.to_string());
+        self.text = self.text.replace(placeholder, &format!("{value}"));
         self
     }
 

@@ -101,6 +101,76 @@ async fn who_registers_and_verifies_is_told_of_in_signed_events() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_becomes_of_a_user_is_told_of_once_and_by_its_most_telling_name() {
+    for store in Store::all() {
+        for face in Face::ALL {
+            let receiver = Receiver::start().await;
+            let service = service(store, &receiver).await;
+            let admin = service.admin("admin@example.com").await;
+            let new = json!({ "email": "user@example.com", "password": PASSWORD });
+            let made = admin.call(face, "UserService.CreateUser", new).await.expect(201);
+            let id = made["id"].clone();
+            let group = admin.call(face, "RoleService.CreateGroup", json!({ "name": "Support" })).await.expect(201);
+            let member = json!({ "id": group["id"], "user_id": id });
+            let grant = json!({ "id": id, "permission": "shop.refund" });
+            let both =
+                json!({ "id": id, "first_name": "John", "is_active": false, "is_seller": true, "is_verified": true });
+            let nothing = json!({ "id": id, "first_name": "John", "is_seller": true });
+            let calls = [
+                ("UserService.UpdateUser", json!({ "id": id, "last_name": "Doe" })),
+                ("UserService.UpdateUser", both),
+                ("UserService.UpdateUser", nothing),
+                ("RoleService.AddUserRole", json!({ "id": id, "role": "moderator" })),
+                ("RoleService.AddUserRole", json!({ "id": id, "role": "moderator" })),
+                ("RoleService.RemoveUserRole", json!({ "id": id, "role": "seller" })),
+                ("RoleService.GrantPermission", grant.clone()),
+                ("RoleService.GrantPermission", grant.clone()),
+                ("RoleService.RevokePermission", grant),
+                ("RoleService.AddGroupMember", member.clone()),
+                ("RoleService.RemoveGroupMember", member),
+                ("UserService.DeleteUser", json!({ "id": id })),
+            ];
+            for (rpc, fields) in calls {
+                let outcome = admin.call(face, rpc, fields).await;
+                assert!(outcome.status < 300, "{rpc}: {outcome:?}");
+            }
+            let mut told: Vec<_> = receiver.take(13, SOON).await.iter().map(Received::json).collect();
+            told.retain(|event| event["data"]["user"]["id"] == id);
+            // Sent in order, but for what had to be sent again.
+            told.sort_by_key(|event| {
+                (event["data"]["user_version"].as_i64(), event["type"].as_str().map(str::to_owned))
+            });
+            let told: Vec<_> = told
+                .iter()
+                .map(|event| {
+                    let data = &event["data"];
+                    (event["type"].as_str().unwrap(), data["user_version"].as_i64().unwrap(), data["changed"].clone())
+                })
+                .collect();
+            let nothing_named = || json!([]);
+            assert_eq!(
+                told,
+                [
+                    ("user.registered", 1, nothing_named()),
+                    ("user.updated", 2, json!(["last_name"])),
+                    ("user.roles_changed", 3, nothing_named()),
+                    ("user.updated", 3, json!(["first_name", "is_active"])),
+                    ("user.verified", 3, nothing_named()),
+                    ("user.roles_changed", 4, nothing_named()),
+                    ("user.roles_changed", 5, nothing_named()),
+                    ("user.roles_changed", 6, nothing_named()),
+                    ("user.roles_changed", 7, nothing_named()),
+                    ("user.roles_changed", 8, nothing_named()),
+                    ("user.roles_changed", 9, nothing_named()),
+                    ("user.deleted", 10, nothing_named()),
+                ]
+            );
+            service.stop().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_superuser_made_by_an_operator_is_told_of_and_nobody_where_nobody_listens() {
     for store in Store::all() {
         let receiver = Receiver::start().await;

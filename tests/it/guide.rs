@@ -48,15 +48,15 @@ async fn every_example_of_the_guide_answers_what_it_shows() {
     let service = installation.serve().await;
     let here = |text: &str| text.replace("localhost:8000", &service.address.to_string());
     let program = Path::new(env!("CARGO_BIN_EXE_identity")).parent().unwrap();
-    let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
 
     // One shell for all, so that a variable of one example is there in the next; each prints into a file of its own.
     let (shell, python): (Vec<_>, Vec<_>) = examples().into_iter().partition(|example| example.language == "sh");
     assert!(shell.len() > 15 && python.len() == 1, "{} and {}", shell.len(), python.len());
     let blocks = shell.iter().enumerate().map(|(n, example)| format!("{{\n{}\n}} > out.{n}\n", here(&example.code)));
-    let script = format!("set -eu\nTOKEN=\n{}", blocks.collect::<String>());
+    let path = format!("PATH={}:$PATH", program.display());
+    let script = format!("set -eu\n{path}\nTOKEN=\n{}", blocks.collect::<String>());
     let mut bash = installation.command("bash");
-    bash.args(["-c", &script]).env("PATH", path);
+    bash.args(["-c", &script]);
     run(bash, "").await.expect(0);
     for (n, example) in shell.iter().enumerate() {
         let printed = std::fs::read_to_string(installation.folder().join(format!("out.{n}"))).unwrap();
