@@ -286,8 +286,10 @@ impl App {
                 over.push(attempt);
             }
         };
-        // Either way: what is over is in `over`, and the rest is in `under_way`.
-        let _ = tokio::time::timeout(DRAIN_TIMEOUT, arrived).await;
+        if tokio::time::timeout(DRAIN_TIMEOUT, arrived).await.is_err() {
+            // Ended before they are given back: nobody sends what another has claimed.
+            under_way.tasks.abort_all();
+        }
         let wound_up = async {
             self.settle(lane, &over).await?;
             self.give_back(under_way.rows.values()).await
