@@ -69,7 +69,7 @@ struct UserNow<'a> {
 
 impl App {
     /// Puts an event into the outbox, within `tx`, where there is somebody to hear of it. `user` is as it is after the
-    /// change; of one that was deleted, as it was before. Call [`App::outbox_has_mail`] after the commit.
+    /// change; of one that was deleted, as it was before. Call `outbox_has_mail` after the commit.
     pub(super) async fn announce(&self, tx: &Tx, news: News, user: &user::Model, now: DateTime<Utc>) -> Result<()> {
         if self.notifier.is_none() {
             return Ok(());

@@ -1,6 +1,6 @@
 //! Housekeeping: rows that ran out leave their tables.
 //!
-//! Every replica does it. A row goes in a transaction of at most [`BATCH`], past rows that another replica is at, so nobody
+//! Every replica does it. A row goes in a transaction of at most a thousand, past rows that another replica is at, so nobody
 //! waits for it.
 
 use std::{sync::Arc, time::Duration};

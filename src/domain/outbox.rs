@@ -179,7 +179,7 @@ impl UnderWay {
 }
 
 impl App {
-    /// Puts a letter into the outbox, within `tx`. Call [`App::outbox_has_mail`] after the commit.
+    /// Puts a letter into the outbox, within `tx`. Call `outbox_has_mail` after the commit.
     pub(super) async fn post(&self, tx: &Tx, letter: &Letter, user_id: i64, now: DateTime<Utc>) -> Result<()> {
         self.put_into_outbox(tx, letter.kind(), |_| letter, user_id, now).await
     }
