@@ -164,7 +164,6 @@ fn responses(rpc: &Rpc, route: &Route) -> Value {
     may_answer(409, "Conflict");
     may_answer(429, "Throttled");
     may_answer(500, "Internal");
-    may_answer(501, "Unimplemented");
     may_answer(503, "Unavailable");
     may_answer(504, "DeadlineExceeded");
     responses.into()
@@ -293,7 +292,6 @@ fn error_responses() -> Value {
         "UnsupportedMediaType": error("The body is of a type that the route doesn't take."),
         "Throttled": later("More calls than the limit allows."),
         "Internal": error("A fault of the service."),
-        "Unimplemented": error("Not built yet."),
         "Unavailable": later("Overloaded, or a store is away."),
         "DeadlineExceeded": error("It took too long."),
     })

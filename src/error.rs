@@ -41,8 +41,6 @@ pub enum Error {
     },
     #[error("the deadline passed")]
     DeadlineExceeded,
-    #[error("not built yet")]
-    Unimplemented,
     #[error("internal error")]
     Internal(#[source] Cause),
 }

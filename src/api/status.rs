@@ -116,9 +116,6 @@ fn tell(error: &Error) -> Told<'_> {
         Error::DeadlineExceeded => {
             told(Code::DeadlineExceeded, StatusCode::GATEWAY_TIMEOUT, "DEADLINE_EXCEEDED", "The deadline passed")
         }
-        Error::Unimplemented => {
-            told(Code::Unimplemented, StatusCode::NOT_IMPLEMENTED, "UNIMPLEMENTED", "Not implemented yet")
-        }
         Error::Internal(_) => Told {
             detail: Some("An unexpected error occurred"),
             ..told(Code::Internal, StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL", "Internal server error")

@@ -297,8 +297,9 @@ impl App {
     /// A page of the directory, as `caller` may see it.
     ///
     /// # Errors
-    /// `PermissionDenied` for the members of a group, if the caller is no admin; `Invalid` for an order that would tell what the caller may not see, and for a token that did not come with this
-    /// very list; `NotFound` for a page behind the last.
+    /// `PermissionDenied` for the members of a group, if the caller is no admin; `Invalid` for an order that would tell
+    /// what the caller may not see, and for a token that did not come with this very list; `NotFound` for a page behind
+    /// the last.
     pub async fn list_users(&self, caller: &Caller, query: Query) -> Result<Page> {
         let view = View { everyone: caller.sees_everyone(), emails: self.sees_emails(caller) };
         let Query { filter, ordering, position, page_size: PageSize(size) } = query;
