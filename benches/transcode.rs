@@ -28,11 +28,11 @@ use identity::{
     db::{Db, DbOptions},
     domain::{
         caller::{Call, RequestId},
-        password::Password,
         registration::{NewAccount, Person},
         user::{EmailAddress, PersonName},
     },
     mail::Mailer,
+    model::password::Password,
     pb::{self, user_service_server::UserService},
 };
 use tokio::runtime::Runtime;

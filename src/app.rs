@@ -1,9 +1,6 @@
 //! What the rules work with: stores, keys, clock, configuration.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_lc_rs::hmac;
 use chrono::{DateTime, Utc};
@@ -19,23 +16,19 @@ use crate::{
     clock::Clock,
     config::{self, Config},
     db::Db,
-    domain::{
-        password::{self, Argon2Params},
-        token::Keys,
-    },
     entity::user::PasswordHash,
-    error::{Cause, Chain, Dependency, Error, Result},
+    error::{Cause, Chain},
     hash_pool::HashPool,
     limiter::Limiter,
     mail::Mailer,
+    model::{
+        password::{self, Argon2Params},
+        token::Keys,
+    },
     notifier::Notifier,
     revocations::{self, Revocations},
     seal::Seal,
 };
-
-/// How long a change may take once it has begun; longer, and its transaction is undone. Less than what the polls of the
-/// revocations read again, and than what shutdown waits.
-const CHANGE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The service without its faces. The rules are `impl App` blocks in `domain`.
 pub struct App {
@@ -51,7 +44,10 @@ pub struct App {
     pub(crate) avatar_store: Option<Arc<AvatarStore>>,
     /// Where events go, if anywhere.
     pub(crate) notifier: Option<Notifier>,
+    /// Seals what lies in the outbox.
     pub(crate) seal: Seal,
+    /// Seals the tokens of pages, which clients hold.
+    pub(crate) page_seal: Seal,
     /// Keys the hashes of verification codes.
     pub(crate) code_key: hmac::Key,
     /// Something was put into the outbox.
@@ -64,7 +60,7 @@ pub struct App {
     /// Pictures that may be decoded at once: each takes as much memory as a hundred calls.
     pub(crate) decoding: Arc<Semaphore>,
     /// What runs on when its caller has gone.
-    changes: TaskTracker,
+    pub(crate) changes: TaskTracker,
 }
 
 /// How many users there were when they were last counted, and when that was.
@@ -97,6 +93,7 @@ impl App {
         Ok(Self {
             keys: Keys::new(&config.jwt, &signing),
             seal: Seal::new(&secret.derive("outbox"))?,
+            page_seal: Seal::new(&secret.derive("page tokens"))?,
             code_key: hmac::Key::new(hmac::HMAC_SHA256, &secret.derive("verification codes")),
             posted: watch::Sender::new(()),
             mailer,
@@ -114,23 +111,6 @@ impl App {
             clock,
             db,
         })
-    }
-
-    /// Runs a change in a task of its own: once begun it runs to its end, whether its caller waits or not.
-    pub(crate) async fn change<T: Send + 'static>(
-        &self,
-        change: impl Future<Output = Result<T>> + Send + 'static,
-    ) -> Result<T> {
-        if self.changes.is_closed() {
-            return Err(Error::Unavailable { what: Dependency::Shutdown, cause: None });
-        }
-        let bounded = tokio::time::timeout(CHANGE_TIMEOUT, change.in_current_span());
-        self.changes
-            .spawn(bounded)
-            .await
-            // Not the panic's own words, which may quote what it worked on.
-            .map_err(|_| Error::internal("a change panicked"))?
-            .map_err(|late| Error::Unavailable { what: Dependency::Database, cause: Some(late.into()) })?
     }
 
     /// Begins what follows upon a change: it runs to its end, and shutdown waits for it. Its own bound is its own affair.

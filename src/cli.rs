@@ -22,12 +22,12 @@ use crate::{
     db::{Db, DbOptions},
     domain::{
         outbox::{self, GivenUp},
-        password::Password,
         user::EmailAddress,
     },
     entity::outbox::State,
     error::{Cause, Chain, Error},
     mail::Mailer,
+    model::password::Password,
     server::Server,
     telemetry,
 };
@@ -189,7 +189,7 @@ async fn create_superuser(email: &str) -> Result<(), Failure> {
         Password::parse_new(password.expose_secret(), &[email.as_str()]).map_err(|reasons| reasons.join("\n  "))?;
     let db = migrated(&config).await?;
     let mailer = Mailer::new(&config.mail)?;
-    let app = App::new(config, Clock::System, db, mailer).await?;
+    let app = Arc::new(App::new(config, Clock::System, db, mailer).await?);
     let made = app.create_superuser(email, password).await;
     app.close().await;
     match made {

@@ -9,8 +9,8 @@
 //! 4. `api/{auth,user,profile,role}.rs`, one file a proto service: *parse → call → reply*;
 //! 5. [`domain`], one file a subject: the rules, as `impl App` blocks, over the tables in [`entity`].
 //!
-//! Imports run one way: main → cli → server → api → domain → app → stores ([`entity`], [`db`], [`revocations`],
-//! [`limiter`], [`hash_pool`], [`mail`], [`avatar_store`], [`notifier`], [`seal`]) → [`config`], [`clock`], [`random`], [`error`].
+//! Imports run one way: main → cli → server, [`telemetry`] → api → domain → app → stores ([`entity`], [`db`], [`revocations`],
+//! [`limiter`], [`hash_pool`], [`mail`], [`avatar_store`], [`notifier`], [`seal`]) and [`model`] → [`config`], [`clock`], [`random`], [`error`].
 //! `docs/architecture.md` says why, and `tests/it/architecture.rs` holds them to it.
 
 pub mod api;
@@ -26,6 +26,7 @@ pub mod error;
 pub mod hash_pool;
 pub mod limiter;
 pub mod mail;
+pub mod model;
 pub mod notifier;
 pub mod random;
 pub mod revocations;

@@ -14,7 +14,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -33,8 +33,9 @@ const POLL_TIMEOUT: Duration = Duration::from_secs(2);
 const STALE_AFTER: Duration = Duration::from_secs(5);
 /// How far back each poll reads again: a row can become visible after rows with higher ids, but no change lasts so long.
 const OVERLAP: Duration = Duration::from_secs(10);
-/// How far the clocks of two replicas may be apart; and a token's time is in whole seconds.
-const CLOCK_SKEW: chrono::Duration = chrono::Duration::seconds(5);
+/// Tokens issued so long after a change bears its time are still doubted: a change may take 8 s, until whose end others read
+/// what was before; and the clocks of two replicas may be 5 s apart.
+const DOUBT: chrono::Duration = chrono::Duration::seconds(13);
 /// How many rows one statement writes: each has five values, and a store takes some ten thousand.
 const ROWS_AT_ONCE: usize = 1000;
 /// How often rows that ran out are forgotten.
@@ -64,12 +65,6 @@ impl Revocation {
     /// The user's roles, address or standing changed: what a token says of it must be looked up.
     pub fn of_user(id: i64, now: DateTime<Utc>, expires_at: DateTime<Utc>) -> Self {
         Self { subject: Subject::User(id), changed_at: now, expires_at }
-    }
-
-    /// Writes the row, within the transaction of the change.
-    pub async fn write(self, tx: &Tx) -> Result<Self> {
-        self.row().insert(tx).await?;
-        Ok(self)
     }
 
     /// Writes a row for each, within the transaction of the change.
@@ -195,20 +190,15 @@ impl Revocations {
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
         Ok(if held.sessions.contains_key(&session_id) {
             Verdict::Ended
-        } else if held.users.get(&user_id).is_some_and(|(changed_at, _)| issued_at <= *changed_at + CLOCK_SKEW) {
+        } else if held.users.get(&user_id).is_some_and(|(changed_at, _)| issued_at <= *changed_at + DOUBT) {
             Verdict::Changed
         } else {
             Verdict::Unchanged
         })
     }
 
-    /// Takes note of a change whose transaction has committed.
-    pub fn apply(&self, revocation: Revocation) {
-        self.held.write().unwrap_or_else(PoisonError::into_inner).take(revocation);
-    }
-
     /// Takes note of changes whose transaction has committed: of all at once, or of none.
-    pub fn apply_all(&self, revocations: &[Revocation]) {
+    pub fn apply(&self, revocations: &[Revocation]) {
         let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
         for revocation in revocations {
             held.take(*revocation);

@@ -5,14 +5,13 @@ use tonic::{Request, Response, Status};
 use super::{Api, parse, parse_as_user};
 use crate::{
     domain::{
-        password::Password,
         registration::{NewAccount, Person},
-        role::Roles,
         user::{EmailAddress, PersonName},
         verification::Code,
     },
     entity::user,
     error::FieldErrors,
+    model::{password::Password, role::Roles},
     pb::{self, auth_service_server::AuthService},
 };
 

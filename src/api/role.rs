@@ -6,10 +6,12 @@ use super::{Api, auth::owned, parse, parse_as_user};
 use crate::{
     domain::{
         group::{Group, GroupName},
-        permission::{Asked, Holdings, Permission},
-        role::{Role, UserRoles},
+        holdings::Holdings,
+        permission::{Asked, Permission},
+        user_role::UserRoles,
     },
     error::{Error, FieldErrors, Resource},
+    model::role::Role,
     pb::{self, role_service_server::RoleService},
 };
 

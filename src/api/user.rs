@@ -17,10 +17,10 @@ use crate::{
         account::UserChange,
         directory::{Filter, ListedUser, Ordering, PageSize, Position, Query, Search},
         registration::{NewAccount, Standing},
-        role::Role,
         user::{BatchIds, EmailAddress, PersonName, VisibleUser},
     },
     error::{Error, FieldErrors, Resource, Result},
+    model::role::Role,
     pb::{self, user_service_server::UserService},
 };
 

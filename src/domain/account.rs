@@ -1,37 +1,29 @@
-//! Accounts: made by an admin, changed, deleted; and their passwords. Contract §6.
+//! Accounts: made by an admin, changed, deleted. Contract §6.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use sea_orm::{
-    ActiveModelTrait, ColumnTrait, EntityTrait, Iterable, ModelTrait, QueryFilter, QuerySelect, TryGetable,
-    sea_query::Expr,
-};
+use sea_orm::{ActiveModelTrait, ColumnTrait, EntityTrait, Iterable, ModelTrait, QueryFilter, QuerySelect};
 
 use crate::{
     app::App,
     config::{NeedsVerified, SelfServiceRole},
-    db::Tx,
     domain::{
         audit::Event,
         authority::Subject,
         caller::{Call, Caller},
+        change::Transaction,
         event::News,
         letter::Letter,
-        password::{self, Password, Verdict},
-        registration::{NewAccount, Standing, insert_user, or_email_taken},
-        role::Roles,
+        registration::{NewAccount, Standing, or_email_taken},
         user::{EmailAddress, PersonName, VisibleUser, greeting_name, search_texts},
     },
     entity::{
         profile,
-        user::{self, Column, PasswordHash},
+        user::{self, Column},
     },
-    error::{AuthFailure, Denial, Error, FieldErrors, Result},
-    revocations::Revocation,
+    error::{Denial, Error, Result},
+    model::role::Roles,
 };
-
-/// How often a change of password looks at the account, should its hash be replaced under its hands.
-const PASSWORD_ATTEMPTS: usize = 3;
 
 /// What to change of a user; `None` stays as it is.
 #[derive(Debug, Default)]
@@ -102,21 +94,18 @@ impl App {
             return Err(Error::EmailTaken);
         }
         let hash = self.hash_password(new.password).await?;
-        let app = Arc::clone(self);
-        self.change(async move {
-            let now = app.clock.now();
-            let tx = app.db.begin().await?;
-            let authority = app.authority(&tx, &caller).await?;
-            authority.require_admin()?;
-            if standing.is_staff || standing.is_superuser {
-                authority.require_superuser()?;
-            }
-            let user = insert_user(&tx, &new.person, hash, standing, now).await?;
-            app.audit(&tx, Event::UserCreated, Some(&call), user.id).await?;
-            app.announce(&tx, News::Registered, &user, now).await?;
-            tx.commit().await?;
-            app.outbox_has_mail();
-            Ok(VisibleUser { email: user.email.clone(), user })
+        self.change(move |tx| {
+            Box::pin(async move {
+                let authority = tx.authority(&caller).await?;
+                authority.require_admin()?;
+                if standing.is_staff || standing.is_superuser {
+                    authority.require_superuser()?;
+                }
+                let user = tx.insert_user(&new.person, hash, standing).await?;
+                tx.audit(Event::UserCreated, Some(&call), user.id).await?;
+                tx.announce(News::Registered, &user).await?;
+                Ok(VisibleUser { email: user.email.clone(), user })
+            })
         })
         .await
     }
@@ -145,60 +134,22 @@ impl App {
         id: i64,
         plan: impl FnOnce(&user::Model) -> Result<UserChange> + Send + 'static,
     ) -> Result<user::Model> {
-        let app = Arc::clone(self);
-        self.change(async move {
-            let now = app.clock.now();
-            let tx = app.db.begin().await?;
-            let subject = app.lock_subject(&tx, &caller, id).await?;
-            let before = &subject.user;
-            let change = plan(before)?;
-            app.require_allowed(&subject, &change)?;
-            let mut after = change.applied_to(before);
-            if after == *before {
-                return Ok(after);
-            }
-            if !(after.is_active && after.is_superuser) {
-                subject.require_dispensable()?;
-            }
-            (after.search_text, after.name_text) = search_texts(&after.email_key, &after.first_name, &after.last_name);
-            after.listed = after.is_active && profile_of(&tx, id, profile::Column::IsPublic).await?.unwrap_or_default();
-            after.version += 1;
-            after.updated_at = now;
-
-            // Only the columns that differ: the triggers and indexes of the others rest.
-            let mut row = user::ActiveModel::from(before.clone());
-            let differing: Vec<Column> = Column::iter().filter(|c| before.get(*c) != after.get(*c)).collect();
-            for column in &differing {
-                row.set(*column, after.get(*column));
-            }
-            let after = row.update(&tx).await.map_err(or_email_taken)?;
-
-            let mut revocations =
-                vec![Revocation::of_user(id, now, app.keys.last_access_expiry(now)).write(&tx).await?];
-            if before.is_active && !after.is_active {
-                revocations.extend(app.end_sessions(&tx, id, None, now).await?);
-            }
-            if before.email_key != after.email_key {
-                let letter = Letter::EmailChanged { to: before.email.clone(), name: greeting_name(before) };
-                app.post(&tx, &letter, id, now).await?;
-                if !after.is_verified && after.is_active {
-                    app.post_code(&tx, &after, false, now).await?;
+        self.change(move |tx| {
+            Box::pin(async move {
+                let subject = tx.lock_subject(&caller, id).await?;
+                let change = plan(&subject.user)?;
+                tx.app.require_allowed(&subject, &change)?;
+                let wanted = change.applied_to(&subject.user);
+                if wanted == subject.user {
+                    return Ok(wanted);
                 }
-            }
-            let changed = changes(&differing, &after);
-            let is_other_role = Roles::of(before) != Roles::of(&after);
-            for news in news(before, &after, changed.keys().copied()) {
-                app.announce(&tx, news, &after, now).await?;
-            }
-            app.audit(&tx, Event::UserUpdated(changed), Some(&call), id).await?;
-            tx.commit().await?;
-            app.revocations.apply_all(&revocations);
-            app.outbox_has_mail();
-            if is_other_role {
-                let (was, is) = (Roles::of(before).role_display(), Roles::of(&after).role_display());
-                tracing::info!(user_id = id, by = caller.user_id, was, is, "roles changed");
-            }
-            Ok(after)
+                if !(wanted.is_active && wanted.is_superuser) {
+                    subject.require_dispensable()?;
+                }
+                let (after, differing) = tx.write_user(&subject.user, wanted).await?;
+                tx.tell_of_change(&call, &subject.user, &after, &differing).await?;
+                Ok(after)
+            })
         })
         .await
     }
@@ -251,125 +202,71 @@ impl App {
     /// # Errors
     /// `PermissionDenied`; `NotFound`; `Conflict` for the last superuser.
     pub async fn delete_user(self: &Arc<Self>, call: Arc<Call>, caller: Caller, id: i64) -> Result<()> {
-        let app = Arc::clone(self);
-        self.change(async move {
-            let now = app.clock.now();
-            let tx = app.db.begin().await?;
-            let subject = app.lock_subject(&tx, &caller, id).await?;
-            subject.require_dispensable()?;
-            app.audit(&tx, Event::UserDeleted, Some(&call), id).await?;
-            app.announce(&tx, News::Deleted, &subject.user, now).await?;
-            app.forget_letters(&tx, id).await?;
-            let avatar = profile_of(&tx, id, profile::Column::Avatar).await?.flatten();
-            // Profile, sessions, codes, groups, permissions and avatar hang on the row, and go with it.
-            user::Entity::delete_by_id(id).exec(&tx).await?;
-            let gone = Revocation::of_user(id, now, app.keys.last_access_expiry(now)).write(&tx).await?;
-            tx.commit().await?;
-            app.revocations.apply(gone);
-            app.outbox_has_mail();
-            app.forget_avatar(avatar).await;
-            Ok(())
+        self.change(move |tx| {
+            Box::pin(async move {
+                let subject = tx.lock_subject(&caller, id).await?;
+                subject.require_dispensable()?;
+                tx.audit(Event::UserDeleted, Some(&call), id).await?;
+                tx.announce(News::Deleted, &subject.user).await?;
+                tx.forget_letters(id).await?;
+                tx.forget_avatar_of(id).await?;
+                // Profile, sessions, codes, groups, permissions and avatar hang on the row, and go with it.
+                user::Entity::delete_by_id(id).exec(&tx.db).await?;
+                tx.doubt_tokens_of(id).await
+            })
         })
         .await
     }
-
-    /// Replaces the caller's password, and ends all other sessions.
-    ///
-    /// A wrong old password counts as a failed login does: a stolen session is no place to guess it.
-    ///
-    /// # Errors
-    /// `Invalid` for a wrong old password, or a new one that is too much like the person; `Throttled`; `Unavailable` if more
-    /// passwords wait to be hashed than can be.
-    pub async fn change_password(
-        self: &Arc<Self>,
-        call: Arc<Call>,
-        caller: Caller,
-        old: Password,
-        new: Password,
-    ) -> Result<()> {
-        let gone = || Error::Unauthenticated(AuthFailure::SessionEnded);
-        let user = user::Entity::find_by_id(caller.user_id).one(self.db.reader()).await?.ok_or_else(gone)?;
-        let mut errors = FieldErrors::default();
-        errors.check("new_password", new.is_impersonal(&[&user.email, &user.first_name, &user.last_name]));
-        errors.finish()?;
-
-        let attempt = self.limiter.reserve_login(&user.email_key, call.client, self.clock.now()).await?;
-        let changed = self.change_password_within_limits(call, &caller, Arc::new(old), Arc::new(new)).await;
-        match &changed {
-            Ok(true) => self.limiter.login_succeeded(attempt).await,
-            Ok(false) => drop(attempt), // It counts.
-            Err(_) => self.limiter.give_back(attempt).await,
-        }
-        if changed? {
-            return Ok(());
-        }
-        errors = FieldErrors::default();
-        errors.wrong("old_password", "Your old password was entered incorrectly. Please enter it again.");
-        Err(Error::Invalid(errors))
-    }
-
-    /// Whether the old password was right, and so the new one holds.
-    async fn change_password_within_limits(
-        self: &Arc<Self>,
-        call: Arc<Call>,
-        caller: &Caller,
-        old: Arc<Password>,
-        new: Arc<Password>,
-    ) -> Result<bool> {
-        // Again where a login replaced an old hash meanwhile: the same password is right for the new one too.
-        for _ in 0..PASSWORD_ATTEMPTS {
-            let user = user::Entity::find_by_id(caller.user_id).one(self.db.reader()).await?;
-            let user = user.filter(|user| user.is_active).ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))?;
-            let (stored, params) = (user.password.clone(), self.argon2);
-            let (old, new) = (Arc::clone(&old), Arc::clone(&new));
-            let hash = self.hash_pool.run(move |scratch| match password::verify(&stored.0, &old, params, scratch)? {
-                Verdict::Wrong => Ok(None),
-                Verdict::Right { .. } => password::hash(&new, params, scratch).map(PasswordHash).map(Some),
-            });
-            let Some(hash) = hash.await?? else { return Ok(false) };
-            let (app, call, kept) = (Arc::clone(self), Arc::clone(&call), caller.session_id);
-            if self.change(async move { app.replace_password(&call, user, hash, kept).await }).await? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Whether the stored password was still the one that the old one was held against.
-    async fn replace_password(
-        &self,
-        call: &Call,
-        user: user::Model,
-        hash: PasswordHash,
-        kept: uuid::Uuid,
-    ) -> Result<bool> {
-        let now = self.clock.now();
-        let tx = self.db.begin().await?;
-        let replaced = user::Entity::update_many()
-            .col_expr(Column::Password, Expr::value(hash))
-            .filter(Column::Id.eq(user.id))
-            .filter(Column::IsActive.eq(true))
-            .filter(Column::Password.eq(user.password.clone()))
-            .exec(&tx)
-            .await?;
-        if replaced.rows_affected == 0 {
-            return Ok(false);
-        }
-        let ended = self.end_sessions(&tx, user.id, Some(kept), now).await?;
-        self.audit(&tx, Event::PasswordChanged, Some(call), user.id).await?;
-        let letter = Letter::PasswordChanged { to: user.email.clone(), name: greeting_name(&user) };
-        self.post(&tx, &letter, user.id, now).await?;
-        tx.commit().await?;
-        self.revocations.apply_all(&ended);
-        self.outbox_has_mail();
-        Ok(true)
-    }
 }
 
-/// One column of the user's profile.
-async fn profile_of<T: TryGetable>(tx: &Tx, user_id: i64, column: profile::Column) -> Result<Option<T>> {
-    let profile = profile::Entity::find().select_only().column(column);
-    Ok(profile.filter(profile::Column::UserId.eq(user_id)).into_tuple().one(tx).await?)
+impl Transaction {
+    /// Makes the user's row what is `wanted`, and all that follows from it. The answer is the row, and what differs in it.
+    async fn write_user(&self, before: &user::Model, mut wanted: user::Model) -> Result<(user::Model, Vec<Column>)> {
+        (wanted.search_text, wanted.name_text) = search_texts(&wanted.email_key, &wanted.first_name, &wanted.last_name);
+        wanted.listed = wanted.is_active && self.is_profile_public(wanted.id).await?;
+        wanted.version += 1;
+        wanted.updated_at = self.now;
+        // Only the columns that differ: the triggers and indexes of the others rest.
+        let mut row = user::ActiveModel::from(before.clone());
+        let differing: Vec<Column> = Column::iter().filter(|c| before.get(*c) != wanted.get(*c)).collect();
+        for column in &differing {
+            row.set(*column, wanted.get(*column));
+        }
+        let after = row.update(&self.db).await.map_err(or_email_taken)?;
+        Ok((after, differing))
+    }
+
+    async fn is_profile_public(&self, user_id: i64) -> Result<bool> {
+        let public = profile::Entity::find().select_only().column(profile::Column::IsPublic);
+        let public = public.filter(profile::Column::UserId.eq(user_id)).into_tuple().one(&self.db).await?;
+        Ok(public.unwrap_or_default())
+    }
+
+    /// Tells everybody of a change who must know: those who hold tokens, the owner by mail, other services, the audit.
+    async fn tell_of_change(
+        &mut self,
+        call: &Call,
+        before: &user::Model,
+        after: &user::Model,
+        differing: &[Column],
+    ) -> Result<()> {
+        self.doubt_tokens_of(after.id).await?;
+        if before.is_active && !after.is_active {
+            self.end_sessions(after.id, None).await?;
+        }
+        if before.email_key != after.email_key {
+            let letter = Letter::EmailChanged { to: before.email.clone(), name: greeting_name(before) };
+            self.post(&letter, after.id).await?;
+            if !after.is_verified && after.is_active {
+                self.post_code(after, false).await?;
+            }
+        }
+        let changed = changes(differing, after);
+        for news in news(before, after, changed.keys().copied()) {
+            self.announce(news, after).await?;
+        }
+        self.audit(Event::UserUpdated(changed), Some(call), after.id).await
+    }
 }
 
 /// What to tell others of a change: each thing once, by the name that it has of its own where it has one.

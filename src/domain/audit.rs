@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use sea_orm::{ActiveModelTrait, ActiveValue::Set};
 use serde_json::{Value, json};
 
-use crate::{app::App, db::Tx, domain::caller::Call, entity::audit_event, error::Result};
+use crate::{
+    domain::{caller::Call, change::Transaction},
+    entity::audit_event,
+    error::Result,
+};
 
 /// What is worth remembering. The names are stored, so they don't change.
 #[derive(Debug, Clone)]
@@ -99,18 +103,18 @@ impl Event {
     }
 }
 
-impl App {
-    /// Notes, within `tx`, what the call did to the user; without a call, what the operator did.
-    pub(super) async fn audit(&self, tx: &Tx, event: Event, call: Option<&Call>, user_id: i64) -> Result<()> {
-        self.write_audit(tx, &event, call, Some(user_id)).await
+impl Transaction {
+    /// Notes what the call did to the user; without a call, what the operator did.
+    pub async fn audit(&self, event: Event, call: Option<&Call>, user_id: i64) -> Result<()> {
+        self.write_audit(&event, call, Some(user_id)).await
     }
 
-    /// Notes, within `tx`, what the call did that concerns no single user.
-    pub(super) async fn audit_at_large(&self, tx: &Tx, event: Event, call: &Call) -> Result<()> {
-        self.write_audit(tx, &event, Some(call), None).await
+    /// Notes what the call did that concerns no single user.
+    pub async fn audit_at_large(&self, event: Event, call: &Call) -> Result<()> {
+        self.write_audit(&event, Some(call), None).await
     }
 
-    async fn write_audit(&self, tx: &Tx, event: &Event, call: Option<&Call>, user_id: Option<i64>) -> Result<()> {
+    async fn write_audit(&self, event: &Event, call: Option<&Call>, user_id: Option<i64>) -> Result<()> {
         let caller = call.and_then(|call| call.caller.as_ref());
         audit_event::ActiveModel {
             kind: Set(event.name().to_owned()),
@@ -120,10 +124,10 @@ impl App {
             user_agent: Set(call.and_then(Call::user_agent)),
             request_id: Set(call.map(|call| call.request_id.to_string())),
             detail: Set(event.detail().to_string()),
-            created_at: Set(self.clock.now()),
+            created_at: Set(self.now),
             ..Default::default()
         }
-        .insert(tx)
+        .insert(&self.db)
         .await?;
         Ok(())
     }

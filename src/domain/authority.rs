@@ -3,9 +3,7 @@
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
 use crate::{
-    app::App,
-    db::Tx,
-    domain::caller::Caller,
+    domain::{caller::Caller, change::Transaction},
     entity::user,
     error::{AuthFailure, Conflict, Denial, Error, Resource, Result},
 };
@@ -42,13 +40,13 @@ impl Subject {
     }
 }
 
-impl App {
+impl Transaction {
     /// What the caller may do, as of now.
     ///
     /// # Errors
     /// `Unauthenticated` if the account is gone or inactive.
-    pub(super) async fn authority(&self, tx: &Tx, caller: &Caller) -> Result<Authority> {
-        let user = user::Entity::find_by_id(caller.user_id).one(tx).await?.filter(|user| user.is_active);
+    pub async fn authority(&self, caller: &Caller) -> Result<Authority> {
+        let user = user::Entity::find_by_id(caller.user_id).one(&self.db).await?.filter(|user| user.is_active);
         let user = user.ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))?;
         Ok(Authority { is_admin: user.is_staff || user.is_superuser, is_superuser: user.is_superuser })
     }
@@ -58,22 +56,22 @@ impl App {
     ///
     /// # Errors
     /// `PermissionDenied`; `NotFound`; `Unauthenticated` if the caller's account is gone or inactive.
-    pub(super) async fn lock_subject(&self, tx: &Tx, caller: &Caller, id: i64) -> Result<Subject> {
+    pub async fn lock_subject(&self, caller: &Caller, id: i64) -> Result<Subject> {
         if caller.user_id != id {
-            self.authority(tx, caller).await?.require_admin()?;
+            self.authority(caller).await?.require_admin()?;
         }
         let missing = || Error::NotFound(Resource::User);
-        let seen = user::Entity::find_by_id(id).one(tx).await?.ok_or_else(missing)?;
+        let seen = user::Entity::find_by_id(id).one(&self.db).await?.ok_or_else(missing)?;
         // All superusers, in the order of their ids: of two who demote each other one waits, and then is none any more.
         let superusers = if seen.is_superuser {
             let all = user::Entity::find().filter(user::Column::IsSuperuser.eq(true)).order_by_asc(user::Column::Id);
-            all.lock_exclusive().all(tx).await?
+            all.lock_exclusive().all(&self.db).await?
         } else {
             Vec::new()
         };
-        let user = user::Entity::find_by_id(id).lock_exclusive().one(tx).await?.ok_or_else(missing)?;
+        let user = user::Entity::find_by_id(id).lock_exclusive().one(&self.db).await?.ok_or_else(missing)?;
         // Again, now that whoever was before us is through.
-        let authority = self.authority(tx, caller).await?;
+        let authority = self.authority(caller).await?;
         if caller.user_id != id {
             authority.require_admin()?;
             if user.is_superuser {

@@ -10,7 +10,7 @@ use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QuerySele
 
 use crate::{
     app::App,
-    db::Tx,
+    domain::change::Transaction,
     entity::{avatar, profile},
     error::{Chain, Error, FieldErrors, Result},
     random,
@@ -119,6 +119,36 @@ fn content_type_of(name: &str) -> &'static str {
     }
 }
 
+impl Transaction {
+    /// Puts `new` in the place of the user's avatar. The user's row is ours.
+    pub async fn replace_avatar(&mut self, user_id: i64, new: Option<&Avatar>) -> Result<()> {
+        avatar::Entity::delete_many().filter(avatar::Column::UserId.eq(user_id)).exec(&self.db).await?;
+        if self.app.avatar_store.is_some() {
+            return self.forget_avatar_of(user_id).await;
+        }
+        if let Some(new) = new {
+            let row = avatar::ActiveModel {
+                name: Set(new.name.clone()),
+                user_id: Set(user_id),
+                content_type: Set(new.content_type.to_owned()),
+                bytes: Set(new.bytes.clone()),
+                created_at: Set(self.now),
+            };
+            avatar::Entity::insert(row).exec_without_returning(&self.db).await?;
+        }
+        Ok(())
+    }
+
+    /// Has the picture of the user removed from folder or bucket, once this is committed.
+    pub async fn forget_avatar_of(&mut self, user_id: i64) -> Result<()> {
+        let name = profile::Entity::find().select_only().column(profile::Column::Avatar);
+        let name =
+            name.filter(profile::Column::UserId.eq(user_id)).into_tuple::<Option<String>>().one(&self.db).await?;
+        self.has_replaced_avatar(name.flatten());
+        Ok(())
+    }
+}
+
 impl App {
     /// The avatar of this name; `None` where there is none.
     pub async fn avatar(&self, name: &str) -> Result<Option<Avatar>> {
@@ -157,28 +187,6 @@ impl App {
             store.put(&avatar.name, avatar.bytes.clone()).await?;
         }
         Ok(avatar)
-    }
-
-    /// Puts `new` in the place of the user's avatar, within `tx`, in which the user's row is ours. What is to be forgotten
-    /// after the commit is the answer.
-    pub(super) async fn replace_avatar(&self, tx: &Tx, user_id: i64, new: Option<&Avatar>) -> Result<Option<String>> {
-        avatar::Entity::delete_many().filter(avatar::Column::UserId.eq(user_id)).exec(tx).await?;
-        if self.avatar_store.is_some() {
-            let old = profile::Entity::find().select_only().column(profile::Column::Avatar);
-            let old = old.filter(profile::Column::UserId.eq(user_id)).into_tuple::<Option<String>>().one(tx).await?;
-            return Ok(old.flatten());
-        }
-        if let Some(new) = new {
-            let row = avatar::ActiveModel {
-                name: Set(new.name.clone()),
-                user_id: Set(user_id),
-                content_type: Set(new.content_type.to_owned()),
-                bytes: Set(new.bytes.clone()),
-                created_at: Set(self.clock.now()),
-            };
-            avatar::Entity::insert(row).exec_without_returning(tx).await?;
-        }
-        Ok(None)
     }
 
     /// Removes a picture that no profile names any more, once that is committed. Where it takes long, it goes on by itself;

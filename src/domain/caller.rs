@@ -10,14 +10,16 @@ use std::{
 };
 
 use http::HeaderValue;
-use sea_orm::EntityTrait;
 use uuid::Uuid;
 
 use crate::{
     app::App,
-    domain::{role::Roles, token},
     entity::user,
     error::{AuthFailure, Error, Result},
+    model::{
+        role::Roles,
+        token::{self, VerifiedToken},
+    },
     random,
     revocations::Verdict,
 };
@@ -84,6 +86,11 @@ impl App {
     /// It takes neither network nor disk, save for a user whose roles changed since the token was made.
     pub async fn caller(&self, access_token: &str) -> Result<Caller> {
         let claims = self.keys.verify(access_token, token::Kind::Access, self.clock.now())?;
+        self.caller_of(&claims).await
+    }
+
+    /// The user who bears the access token of these claims.
+    pub(super) async fn caller_of(&self, claims: &VerifiedToken) -> Result<Caller> {
         match self.revocations.verdict(claims.session_id, claims.user_id, claims.issued_at)? {
             Verdict::Ended => Err(Error::Unauthenticated(AuthFailure::SessionEnded)),
             Verdict::Unchanged => Ok(Caller {
@@ -93,8 +100,7 @@ impl App {
                 is_verified: claims.is_verified,
             }),
             Verdict::Changed => {
-                let user = user::Entity::find_by_id(claims.user_id).one(self.db.reader()).await?;
-                let user = user.filter(|u| u.is_active).ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))?;
+                let user = self.active_user(claims.user_id).await?;
                 Ok(Caller {
                     user_id: user.id,
                     session_id: claims.session_id,

@@ -14,7 +14,6 @@ use crate::{
     app::App,
     domain::{
         caller::Caller,
-        role::{Role, Roles},
         user::{EmailAddress, fold},
     },
     entity::{
@@ -22,6 +21,7 @@ use crate::{
         user_group,
     },
     error::{Denial, Error, FieldErrors, Resource, Result},
+    model::role::{Role, Roles},
 };
 
 const PAGE_SIZE: u64 = 20;
@@ -367,12 +367,12 @@ impl App {
     /// Where `user` stands in `list`, for nobody to read or to change, and good for this list alone.
     fn page_token(&self, list: &str, user: &ListedUser, ordering: &Ordering) -> Result<String> {
         let keys: Vec<_> = ordering.terms.iter().map(|term| term.key.of(user)).collect();
-        self.seal.close(list.as_bytes(), serde_json::to_vec(&keys).map_err(Error::internal)?)
+        self.page_seal.close(list.as_bytes(), serde_json::to_vec(&keys).map_err(Error::internal)?)
     }
 
     fn open_page_token(&self, list: &str, token: &str, ordering: &Ordering) -> Result<Vec<Value>> {
         let foreign = || invalid("page_token", "It did not come with a page of this very list.");
-        let keys = self.seal.open(list.as_bytes(), token).map_err(|_| foreign())?;
+        let keys = self.page_seal.open(list.as_bytes(), token).map_err(|_| foreign())?;
         let keys: Vec<KeyValue> = serde_json::from_slice(&keys).map_err(Error::internal)?;
         let values = ordering.terms.iter().zip(keys).map(|(term, value)| value.into_sql(term.key));
         values.collect::<Option<_>>().ok_or_else(foreign)

@@ -1,10 +1,15 @@
 //! Events: what other services hear of users. `docs/events.md` is their side of it; contract §8.
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::SecondsFormat;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::{app::App, db::Tx, domain::role::Roles, entity::user, error::Result};
+use crate::{
+    domain::{change::Transaction, outbox::new_message_id},
+    entity::user,
+    error::Result,
+    model::role::Roles,
+};
 
 /// The version of the shape below. Keys may be added under the same one.
 const VERSION: u32 = 1;
@@ -67,11 +72,11 @@ struct UserNow<'a> {
     roles: Vec<&'static str>,
 }
 
-impl App {
-    /// Puts an event into the outbox, within `tx`, where there is somebody to hear of it. `user` is as it is after the
-    /// change; of one that was deleted, as it was before. Call `outbox_has_mail` after the commit.
-    pub(super) async fn announce(&self, tx: &Tx, news: News, user: &user::Model, now: DateTime<Utc>) -> Result<()> {
-        if self.notifier.is_none() {
+impl Transaction {
+    /// Puts an event into the outbox, where there is somebody to hear of it. `user` is as it is after the change; of one that
+    /// was deleted, as it was before.
+    pub async fn announce(&mut self, news: News, user: &user::Model) -> Result<()> {
+        if self.app.notifier.is_none() {
             return Ok(());
         }
         let (changed, user_version) = match &news {
@@ -89,13 +94,14 @@ impl App {
             is_verified: user.is_verified,
             roles: Roles::of(user).display(),
         };
-        let event = |id| Event {
+        let id = new_message_id();
+        let payload = Event {
             id,
             version: VERSION,
             kind: news.kind(),
-            occurred_at: now.to_rfc3339_opts(SecondsFormat::AutoSi, true),
+            occurred_at: self.now.to_rfc3339_opts(SecondsFormat::AutoSi, true),
             data: Data { user: user_now, user_version, changed },
         };
-        self.put_into_outbox(tx, news.kind(), event, user.id, now).await
+        self.put_into_outbox(news.kind(), id, &payload, user.id).await
     }
 }

@@ -7,20 +7,20 @@ use sea_orm::{
     ActiveValue::{NotSet, Set},
     ColumnTrait, ConnectionTrait, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
     SqlErr,
-    sea_query::{Expr, OnConflict},
+    sea_query::Expr,
 };
 
 use crate::{
     app::App,
-    db::Tx,
     domain::{
         audit::Event,
-        authority::{Authority, Subject},
+        authority::Authority,
         caller::{Call, Caller},
-        permission::{self as rules, Holdings, MAX_PERMISSIONS, Permission},
+        change::Transaction,
+        permission::{self as rules, MAX_PERMISSIONS, Permission},
     },
     entity::{group, group_permission, permission, user_group},
-    error::{Conflict, Error, FieldErrors, Resource, Result},
+    error::{Conflict, Error, Resource, Result},
 };
 
 const NAME_MAX_CHARS: usize = 150;
@@ -58,7 +58,7 @@ pub struct Group {
 
 impl Group {
     /// Nothing, or the refusal: a group that brings what admins alone may do is as hard to change as that is to grant.
-    fn require_changeable_by(&self, authority: Authority) -> Result<()> {
+    pub(super) fn require_changeable_by(&self, authority: Authority) -> Result<()> {
         self.permissions.iter().try_for_each(|permission| permission.require_grantable_by(authority))
     }
 }
@@ -86,18 +86,17 @@ impl App {
         caller: Caller,
         GroupName(name): GroupName,
     ) -> Result<Group> {
-        let app = Arc::clone(self);
-        self.change(async move {
-            let tx = app.db.begin().await?;
-            app.authority(&tx, &caller).await?.require_admin()?;
-            let row = group::ActiveModel { id: NotSet, name: Set(name) };
-            let made = row.insert(&tx).await.map_err(or_name_taken)?;
-            if group::Entity::find().count(&tx).await? > MAX_GROUPS {
-                return Err(Error::Conflict(Conflict::TooManyGroups));
-            }
-            app.audit_at_large(&tx, Event::GroupCreated(made.name.clone()), &call).await?;
-            tx.commit().await?;
-            Ok(Group { id: made.id, name: made.name, permissions: Vec::new() })
+        self.change(move |tx| {
+            Box::pin(async move {
+                tx.authority(&caller).await?.require_admin()?;
+                let row = group::ActiveModel { id: NotSet, name: Set(name) };
+                let made = row.insert(&tx.db).await.map_err(or_name_taken)?;
+                if group::Entity::find().count(&tx.db).await? > MAX_GROUPS {
+                    return Err(Error::Conflict(Conflict::TooManyGroups));
+                }
+                tx.audit_at_large(Event::GroupCreated(made.name.clone()), &call).await?;
+                Ok(Group { id: made.id, name: made.name, permissions: Vec::new() })
+            })
         })
         .await
     }
@@ -113,18 +112,18 @@ impl App {
         id: i64,
         GroupName(name): GroupName,
     ) -> Result<Group> {
-        let app = Arc::clone(self);
-        self.change(async move {
-            let (tx, _, group) = app.begin_on_group(&caller, id).await?;
-            if group.name != name {
-                let rename = group::Entity::update_many()
-                    .col_expr(group::Column::Name, Expr::value(name.clone()))
-                    .filter(group::Column::Id.eq(id));
-                rename.exec(&tx).await.map_err(or_name_taken)?;
-                app.audit_at_large(&tx, Event::GroupRenamed(name.clone()), &call).await?;
-            }
-            tx.commit().await?;
-            Ok(Group { name, ..group })
+        self.change(move |tx| {
+            Box::pin(async move {
+                let (_, group) = tx.lock_group_for(&caller, id).await?;
+                if group.name != name {
+                    let rename = group::Entity::update_many()
+                        .col_expr(group::Column::Name, Expr::value(name.clone()))
+                        .filter(group::Column::Id.eq(id));
+                    rename.exec(&tx.db).await.map_err(or_name_taken)?;
+                    tx.audit_at_large(Event::GroupRenamed(name.clone()), &call).await?;
+                }
+                Ok(Group { name, ..group })
+            })
         })
         .await
     }
@@ -134,13 +133,14 @@ impl App {
     /// # Errors
     /// `NotFound`; `PermissionDenied`.
     pub async fn delete_group(self: &Arc<Self>, call: Arc<Call>, caller: Caller, id: i64) -> Result<()> {
-        let app = Arc::clone(self);
-        self.change(async move {
-            let (tx, authority, group) = app.begin_on_group(&caller, id).await?;
-            group.require_changeable_by(authority)?;
-            group::Entity::delete_by_id(id).exec(&tx).await?;
-            app.audit_at_large(&tx, Event::GroupDeleted(group.name), &call).await?;
-            Ok(tx.commit().await?)
+        self.change(move |tx| {
+            Box::pin(async move {
+                let (authority, group) = tx.lock_group_for(&caller, id).await?;
+                group.require_changeable_by(authority)?;
+                group::Entity::delete_by_id(id).exec(&tx.db).await?;
+                tx.audit_at_large(Event::GroupDeleted(group.name), &call).await?;
+                Ok(())
+            })
         })
         .await
     }
@@ -156,27 +156,27 @@ impl App {
         id: i64,
         permission: Permission,
     ) -> Result<Group> {
-        let app = Arc::clone(self);
-        self.change(async move {
-            let (tx, authority, mut group) = app.begin_on_group(&caller, id).await?;
-            permission.require_grantable_by(authority)?;
-            if !group.permissions.contains(&permission) {
-                if group.permissions.len() as u64 >= MAX_PERMISSIONS {
-                    return Err(Error::Conflict(Conflict::TooManyPermissions));
+        self.change(move |tx| {
+            Box::pin(async move {
+                let (authority, mut group) = tx.lock_group_for(&caller, id).await?;
+                permission.require_grantable_by(authority)?;
+                if !group.permissions.contains(&permission) {
+                    if group.permissions.len() as u64 >= MAX_PERMISSIONS {
+                        return Err(Error::Conflict(Conflict::TooManyPermissions));
+                    }
+                    let permission_id = rules::id_of(&tx.db, &permission).await?;
+                    let row = group_permission::Model { group_id: id, permission_id };
+                    group_permission::Entity::insert(group_permission::ActiveModel::from(row))
+                        .exec_without_returning(&tx.db)
+                        .await?;
+                    let event =
+                        Event::GroupPermissionAdded { group: group.name.clone(), permission: permission.to_string() };
+                    tx.audit_at_large(event, &call).await?;
+                    group.permissions.push(permission);
+                    group.permissions.sort();
                 }
-                let permission_id = rules::id_of(&tx, &permission).await?;
-                let row = group_permission::Model { group_id: id, permission_id };
-                group_permission::Entity::insert(group_permission::ActiveModel::from(row))
-                    .exec_without_returning(&tx)
-                    .await?;
-                let event =
-                    Event::GroupPermissionAdded { group: group.name.clone(), permission: permission.to_string() };
-                app.audit_at_large(&tx, event, &call).await?;
-                group.permissions.push(permission);
-                group.permissions.sort();
-            }
-            tx.commit().await?;
-            Ok(group)
+                Ok(group)
+            })
         })
         .await
     }
@@ -192,100 +192,41 @@ impl App {
         id: i64,
         permission: Permission,
     ) -> Result<()> {
-        let app = Arc::clone(self);
-        self.change(async move {
-            let (tx, authority, group) = app.begin_on_group(&caller, id).await?;
-            permission.require_grantable_by(authority)?;
-            if !group.permissions.contains(&permission) {
-                return Err(Error::NotFound(Resource::Permission));
-            }
-            group_permission::Entity::delete_many()
-                .filter(group_permission::Column::GroupId.eq(id))
-                .filter(group_permission::Column::PermissionId.in_subquery(rules::id_query(&permission)))
-                .exec(&tx)
-                .await?;
-            let event = Event::GroupPermissionRemoved { group: group.name, permission: permission.to_string() };
-            app.audit_at_large(&tx, event, &call).await?;
-            Ok(tx.commit().await?)
+        self.change(move |tx| {
+            Box::pin(async move {
+                let (authority, group) = tx.lock_group_for(&caller, id).await?;
+                permission.require_grantable_by(authority)?;
+                if !group.permissions.contains(&permission) {
+                    return Err(Error::NotFound(Resource::Permission));
+                }
+                group_permission::Entity::delete_many()
+                    .filter(group_permission::Column::GroupId.eq(id))
+                    .filter(group_permission::Column::PermissionId.in_subquery(rules::id_query(&permission)))
+                    .exec(&tx.db)
+                    .await?;
+                let event = Event::GroupPermissionRemoved { group: group.name, permission: permission.to_string() };
+                tx.audit_at_large(event, &call).await?;
+                Ok(())
+            })
         })
         .await
     }
+}
 
-    /// Puts a user into the group, and returns all that the user holds. One who is there already is fine.
+impl Transaction {
+    /// The group, which is ours until the commit.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid` if there is no such user; `PermissionDenied`.
-    pub async fn add_group_member(
-        self: &Arc<Self>,
-        call: Arc<Call>,
-        caller: Caller,
-        id: i64,
-        user_id: i64,
-    ) -> Result<Holdings> {
-        let app = Arc::clone(self);
-        self.change(async move {
-            let now = app.clock.now();
-            let tx = app.db.begin().await?;
-            let Subject { user, authority, .. } =
-                app.lock_subject(&tx, &caller, user_id).await.map_err(or_no_such_user)?;
-            authority.require_admin()?;
-            let group = find(&tx, group::Entity::find_by_id(id).lock_exclusive()).await?;
-            group.require_changeable_by(authority)?;
-            let row = user_group::ActiveModel::from(user_group::Model { user_id, group_id: id });
-            let added = user_group::Entity::insert(row)
-                .on_conflict(OnConflict::new().do_nothing().to_owned())
-                .exec_without_returning(&tx)
-                .await?;
-            if added == 1 {
-                app.audit(&tx, Event::GroupMemberAdded(group.name), Some(&call), user_id).await?;
-                app.tell_of_permissions(&tx, user_id, now).await?;
-            }
-            let holdings = rules::holdings(&tx, &user).await?;
-            tx.commit().await?;
-            app.outbox_has_mail();
-            Ok(holdings)
-        })
-        .await
+    /// `NotFound`.
+    pub async fn lock_group(&self, id: i64) -> Result<Group> {
+        find(&self.db, group::Entity::find_by_id(id).lock_exclusive()).await
     }
 
-    /// Takes a user out of the group.
-    ///
-    /// # Errors
-    /// `NotFound`, also if the user is not in there; `PermissionDenied`.
-    pub async fn remove_group_member(
-        self: &Arc<Self>,
-        call: Arc<Call>,
-        caller: Caller,
-        id: i64,
-        user_id: i64,
-    ) -> Result<()> {
-        let app = Arc::clone(self);
-        self.change(async move {
-            let now = app.clock.now();
-            let tx = app.db.begin().await?;
-            let Subject { authority, .. } = app.lock_subject(&tx, &caller, user_id).await?;
-            authority.require_admin()?;
-            let group = find(&tx, group::Entity::find_by_id(id).lock_exclusive()).await?;
-            group.require_changeable_by(authority)?;
-            if user_group::Entity::delete_by_id((user_id, id)).exec(&tx).await?.rows_affected == 0 {
-                return Err(Error::NotFound(Resource::Membership));
-            }
-            app.audit(&tx, Event::GroupMemberRemoved(group.name), Some(&call), user_id).await?;
-            app.tell_of_permissions(&tx, user_id, now).await?;
-            tx.commit().await?;
-            app.outbox_has_mail();
-            Ok(())
-        })
-        .await
-    }
-
-    /// A transaction in which the group is ours, for an admin.
-    async fn begin_on_group(&self, caller: &Caller, id: i64) -> Result<(Tx, Authority, Group)> {
-        let tx = self.db.begin().await?;
-        let authority = self.authority(&tx, caller).await?;
+    /// The same, for an admin.
+    async fn lock_group_for(&self, caller: &Caller, id: i64) -> Result<(Authority, Group)> {
+        let authority = self.authority(caller).await?;
         authority.require_admin()?;
-        let group = find(&tx, group::Entity::find_by_id(id).lock_exclusive()).await?;
-        Ok((tx, authority, group))
+        Ok((authority, self.lock_group(id).await?))
     }
 }
 
@@ -323,14 +264,6 @@ async fn with_permissions(db: &impl ConnectionTrait, groups: Vec<group::Model>) 
         Group { id: group.id, name: group.name, permissions }
     };
     Ok(groups.into_iter().map(complete).collect())
-}
-
-/// The user comes in a field here, and is not what the call is about.
-fn or_no_such_user(error: Error) -> Error {
-    let Error::NotFound(Resource::User) = error else { return error };
-    let mut errors = FieldErrors::default();
-    errors.wrong("user_id", "There is no such user.");
-    Error::Invalid(errors)
 }
 
 fn or_name_taken(error: sea_orm::DbErr) -> Error {

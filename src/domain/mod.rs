@@ -1,23 +1,26 @@
-//! The rules, one file a subject, as `impl App` blocks. Nothing here knows gRPC or HTTP.
+//! The rules, one file a subject: `impl App` blocks for what callers ask, `impl Transaction` for what happens within a change.
+//! Nothing here knows gRPC, or how REST binds; of HTTP only header values, which a call carries as they came.
 
 pub mod account;
 mod audit;
 mod authority;
 pub mod avatar;
 pub mod caller;
+mod change;
+mod credentials;
+mod delivery;
 pub mod directory;
 mod event;
 pub mod group;
+pub mod holdings;
 pub mod housekeeping;
 mod known_client;
 pub mod letter;
 pub mod outbox;
-pub mod password;
 pub mod permission;
 pub mod profile;
 pub mod registration;
-pub mod role;
 pub mod session;
-pub mod token;
 pub mod user;
+pub mod user_role;
 pub mod verification;

@@ -1,26 +1,18 @@
 //! Permissions: what roles, groups and direct grants allow. Contract §5.
 
-use std::{collections::BTreeSet, fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt};
 
-use chrono::{DateTime, Utc};
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, EntityTrait, ExprTrait, PaginatorTrait, QueryFilter, QueryOrder,
-    QuerySelect, QueryTrait,
-    sea_query::{Expr, OnConflict, SelectStatement},
+    ColumnTrait, Condition, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
+    sea_query::{OnConflict, SelectStatement},
 };
 
 use crate::{
-    app::App,
     db::Tx,
-    domain::{
-        audit::Event,
-        authority::{Authority, Subject},
-        caller::{Call, Caller},
-        event::News,
-        role::{PERMISSIONS, Role, Roles},
-    },
+    domain::authority::Authority,
     entity::{group_permission, permission, user, user_group, user_permission},
-    error::{Conflict, Denial, Error, Resource, Result},
+    error::{Error, Result},
+    model::role::{PERMISSIONS, Role, Roles},
 };
 
 /// The app of this service itself, as Django named it. Its permissions are named without it.
@@ -130,157 +122,9 @@ impl Permissions {
     }
 }
 
-/// What a user may do, and where it comes from.
-pub struct Holdings {
-    pub user_id: i64,
-    pub groups: Vec<super::group::Group>,
-    pub direct: Vec<Permission>,
-    pub all: Permissions,
-}
-
-impl App {
-    /// What the user may do, and where it comes from: for oneself and admins.
-    ///
-    /// # Errors
-    /// `PermissionDenied`; `NotFound`.
-    pub async fn get_user_permissions(&self, caller: &Caller, user_id: i64) -> Result<Holdings> {
-        let user = self.get_for_oneself_or_admin(caller, user_id).await?;
-        holdings(self.db.reader(), &user).await
-    }
-
-    /// Whether the user has the permission: for oneself and admins to ask. A superuser has all, an inactive user none.
-    ///
-    /// # Errors
-    /// `PermissionDenied`; `NotFound`.
-    pub async fn check_permission(&self, caller: &Caller, user_id: i64, asked: &Asked) -> Result<bool> {
-        let user = self.get_for_oneself_or_admin(caller, user_id).await?;
-        let permissions = permissions_of(self.db.reader(), &user).await?;
-        Ok(match asked {
-            Asked::One(permission) => permissions.has_perm(permission),
-            Asked::AnyOf(app) => permissions.has_module_perms(app),
-        })
-    }
-
-    /// The user, for oneself and admins. For others it is the same whether there is one or not.
-    pub(super) async fn get_for_oneself_or_admin(&self, caller: &Caller, user_id: i64) -> Result<user::Model> {
-        if caller.user_id != user_id && !caller.roles.is_admin() {
-            return Err(Error::PermissionDenied(Denial::Role));
-        }
-        let user = user::Entity::find_by_id(user_id).one(self.db.reader()).await?;
-        user.ok_or(Error::NotFound(Resource::User))
-    }
-
-    /// Gives the user a permission, and returns all that it holds. One that is held directly already is fine.
-    ///
-    /// # Errors
-    /// `PermissionDenied`; `NotFound`; `Conflict` if there are too many.
-    pub async fn grant_permission(
-        self: &Arc<Self>,
-        call: Arc<Call>,
-        caller: Caller,
-        user_id: i64,
-        permission: Permission,
-    ) -> Result<Holdings> {
-        let app = Arc::clone(self);
-        self.change(async move {
-            let now = app.clock.now();
-            let tx = app.db.begin().await?;
-            let Subject { user, authority, .. } = app.lock_subject(&tx, &caller, user_id).await?;
-            authority.require_admin()?;
-            permission.require_grantable_by(authority)?;
-            let permission_id = id_of(&tx, &permission).await?;
-            let row = user_permission::Model { user_id, permission_id };
-            let taken = user_permission::Entity::insert(user_permission::ActiveModel::from(row))
-                .on_conflict(OnConflict::new().do_nothing().to_owned())
-                .exec_without_returning(&tx)
-                .await?;
-            if taken == 1 {
-                let held = user_permission::Entity::find().filter(user_permission::Column::UserId.eq(user_id));
-                if held.count(&tx).await? > MAX_PERMISSIONS {
-                    return Err(Error::Conflict(Conflict::TooManyPermissions));
-                }
-                let event = Event::PermissionGranted(permission.to_string());
-                app.audit(&tx, event, Some(&call), user_id).await?;
-                app.tell_of_permissions(&tx, user_id, now).await?;
-            }
-            let holdings = holdings(&tx, &user).await?;
-            tx.commit().await?;
-            app.outbox_has_mail();
-            Ok(holdings)
-        })
-        .await
-    }
-
-    /// Takes a directly granted permission from the user.
-    ///
-    /// # Errors
-    /// `PermissionDenied`; `NotFound`, also if it is not granted directly.
-    pub async fn revoke_permission(
-        self: &Arc<Self>,
-        call: Arc<Call>,
-        caller: Caller,
-        user_id: i64,
-        permission: Permission,
-    ) -> Result<()> {
-        let app = Arc::clone(self);
-        self.change(async move {
-            let now = app.clock.now();
-            let tx = app.db.begin().await?;
-            let Subject { authority, .. } = app.lock_subject(&tx, &caller, user_id).await?;
-            authority.require_admin()?;
-            permission.require_grantable_by(authority)?;
-            let gone = user_permission::Entity::delete_many()
-                .filter(user_permission::Column::UserId.eq(user_id))
-                .filter(user_permission::Column::PermissionId.in_subquery(id_query(&permission)))
-                .exec(&tx)
-                .await?;
-            if gone.rows_affected == 0 {
-                return Err(Error::NotFound(Resource::Permission));
-            }
-            app.audit(&tx, Event::PermissionRevoked(permission.to_string()), Some(&call), user_id).await?;
-            app.tell_of_permissions(&tx, user_id, now).await?;
-            tx.commit().await?;
-            app.outbox_has_mail();
-            Ok(())
-        })
-        .await
-    }
-}
-
-impl App {
-    /// Tells others that what the user holds has changed, within `tx`, which has the row.
-    pub(super) async fn tell_of_permissions(&self, tx: &Tx, user_id: i64, now: DateTime<Utc>) -> Result<()> {
-        let touched = user::Entity::update_many()
-            .col_expr(user::Column::Version, Expr::col(user::Column::Version).add(1))
-            .filter(user::Column::Id.eq(user_id))
-            .exec_with_returning(tx)
-            .await?;
-        for user in &touched {
-            self.announce(tx, News::RolesChanged, user, now).await?;
-        }
-        Ok(())
-    }
-}
-
 /// What the user may do.
 pub(super) async fn permissions_of(db: &impl ConnectionTrait, user: &user::Model) -> Result<Permissions> {
     Ok(Permissions::of(user, granted(db, user.id).await?))
-}
-
-/// What the user may do, and where it comes from.
-pub(super) async fn holdings(db: &impl ConnectionTrait, user: &user::Model) -> Result<Holdings> {
-    let of_user = user_permission::Entity::find()
-        .select_only()
-        .column(user_permission::Column::PermissionId)
-        .filter(user_permission::Column::UserId.eq(user.id));
-    let mut direct = named(db, Condition::all().add(permission::Column::Id.in_subquery(of_user.into_query()))).await?;
-    direct.sort();
-    Ok(Holdings {
-        user_id: user.id,
-        groups: super::group::groups_of(db, user.id).await?,
-        direct,
-        all: permissions_of(db, user).await?,
-    })
 }
 
 /// What groups and direct grants allow the user.
@@ -303,7 +147,7 @@ pub(super) async fn granted(db: &impl ConnectionTrait, user_id: i64) -> Result<V
     named(db, either).await
 }
 
-async fn named(db: &impl ConnectionTrait, which: Condition) -> Result<Vec<Permission>> {
+pub(super) async fn named(db: &impl ConnectionTrait, which: Condition) -> Result<Vec<Permission>> {
     let rows: Vec<(String, String)> = permission::Entity::find()
         .select_only()
         .columns([permission::Column::AppLabel, permission::Column::Codename])

@@ -10,10 +10,10 @@ use crate::{
     domain::{
         avatar::{Avatar, Upload},
         caller::Caller,
-        role::Roles,
     },
     entity::{profile, user},
     error::{AuthFailure, Error, Result},
+    model::role::Roles,
 };
 
 pub const BIO_MAX_CHARS: usize = 1000;
@@ -137,45 +137,42 @@ impl App {
             Change::Clear => Change::Clear,
             Change::Keep => Change::Keep,
         };
-        let app = Arc::clone(self);
-        self.change(async move {
-            let tx = app.db.begin().await?;
-            let mut owner = user::Entity::update_many()
-                .col_expr(user::Column::Version, Expr::col(user::Column::Version).add(1))
-                .filter(user::Column::Id.eq(caller.user_id));
-            if let Some(is_public) = change.is_public {
-                let listed = Expr::col(user::Column::IsActive).and(Expr::value(is_public));
-                owner = owner.col_expr(user::Column::Listed, listed);
-            }
-            let gone = Error::Unauthenticated(AuthFailure::SessionEnded);
-            let Some(user) = owner.exec_with_returning(&tx).await?.pop() else { return Err(gone) };
+        self.change(move |tx| {
+            Box::pin(async move {
+                let mut owner = user::Entity::update_many()
+                    .col_expr(user::Column::Version, Expr::col(user::Column::Version).add(1))
+                    .filter(user::Column::Id.eq(caller.user_id));
+                if let Some(is_public) = change.is_public {
+                    let listed = Expr::col(user::Column::IsActive).and(Expr::value(is_public));
+                    owner = owner.col_expr(user::Column::Listed, listed);
+                }
+                let gone = Error::Unauthenticated(AuthFailure::SessionEnded);
+                let Some(user) = owner.exec_with_returning(&tx.db).await?.pop() else { return Err(gone) };
 
-            let mut update = profile::Entity::update_many().filter(profile::Column::UserId.eq(caller.user_id));
-            // Set to itself, so that there is something to set even where nothing changes.
-            update = update.col_expr(profile::Column::UserId, Expr::col(profile::Column::UserId));
-            if let Some(Bio(bio)) = change.bio.value() {
-                update = update.col_expr(profile::Column::Bio, Expr::value(bio));
-            }
-            if let Some(is_public) = change.is_public {
-                update = update.col_expr(profile::Column::IsPublic, Expr::value(is_public));
-            }
-            if let Some(Timezone(name)) = change.timezone.value() {
-                update = update.col_expr(profile::Column::Timezone, Expr::value(name));
-            }
-            if let Some(shown) = change.streak_visibility {
-                update = update.col_expr(profile::Column::StreakVisibility, Expr::value(shown));
-            }
-            let mut old_avatar = None;
-            if !matches!(avatar, Change::Keep) {
-                let new = if let Change::Set(avatar) = avatar { Some(avatar) } else { None };
-                // The owner's row is ours until the commit, so no other change of the avatar gets in between.
-                old_avatar = app.replace_avatar(&tx, caller.user_id, new.as_ref()).await?;
-                update = update.col_expr(profile::Column::Avatar, Expr::value(new.map(|Avatar { name, .. }| name)));
-            }
-            let profile = update.exec_with_returning(&tx).await?.pop().ok_or(gone)?;
-            tx.commit().await?;
-            app.forget_avatar(old_avatar).await;
-            Ok(VisibleProfile::own(user, profile))
+                let mut update = profile::Entity::update_many().filter(profile::Column::UserId.eq(caller.user_id));
+                // Set to itself, so that there is something to set even where nothing changes.
+                update = update.col_expr(profile::Column::UserId, Expr::col(profile::Column::UserId));
+                if let Some(Bio(bio)) = change.bio.value() {
+                    update = update.col_expr(profile::Column::Bio, Expr::value(bio));
+                }
+                if let Some(is_public) = change.is_public {
+                    update = update.col_expr(profile::Column::IsPublic, Expr::value(is_public));
+                }
+                if let Some(Timezone(name)) = change.timezone.value() {
+                    update = update.col_expr(profile::Column::Timezone, Expr::value(name));
+                }
+                if let Some(shown) = change.streak_visibility {
+                    update = update.col_expr(profile::Column::StreakVisibility, Expr::value(shown));
+                }
+                if !matches!(avatar, Change::Keep) {
+                    let new = if let Change::Set(avatar) = avatar { Some(avatar) } else { None };
+                    // The owner's row is ours until the commit, so no other change of the avatar gets in between.
+                    tx.replace_avatar(caller.user_id, new.as_ref()).await?;
+                    update = update.col_expr(profile::Column::Avatar, Expr::value(new.map(|Avatar { name, .. }| name)));
+                }
+                let profile = update.exec_with_returning(&tx.db).await?.pop().ok_or(gone)?;
+                Ok(VisibleProfile::own(user, profile))
+            })
         })
         .await
     }

@@ -2,17 +2,15 @@
 
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
 use sea_orm::{ActiveModelTrait, ActiveValue::Set, ColumnTrait, DbErr, EntityTrait, QueryFilter, QuerySelect, SqlErr};
 
 use crate::{
     app::App,
-    db::Tx,
     domain::{
         audit::Event,
         caller::Call,
+        change::Transaction,
         event::News,
-        password::{self, Password},
         profile::DEFAULT_TIMEZONE,
         session::LoggedIn,
         user::{self as rules, EmailAddress, PersonName},
@@ -22,6 +20,7 @@ use crate::{
         user::{self, PasswordHash},
     },
     error::{Error, Result},
+    model::password::Password,
 };
 
 /// An account to be.
@@ -85,19 +84,16 @@ impl App {
             return Err(Error::EmailTaken);
         }
         let hash = self.hash_password(new.password).await?;
-        let app = Arc::clone(self);
-        self.change(async move {
-            let now = app.clock.now();
-            let tx = app.db.begin().await?;
-            let user = insert_user(&tx, &new.person, hash, Standing::default(), now).await?;
-            let session = app.insert_session(&tx, &call, user.id, now).await?;
-            app.post_code(&tx, &user, false, now).await?;
-            app.announce(&tx, News::Registered, &user, now).await?;
-            app.audit(&tx, Event::Registered, Some(&call), user.id).await?;
-            tx.commit().await?;
-            app.outbox_has_mail();
-            let tokens = app.keys.issue(&user, &session, now)?;
-            Ok(LoggedIn { user, tokens })
+        self.change(move |tx| {
+            Box::pin(async move {
+                let user = tx.insert_user(&new.person, hash, Standing::default()).await?;
+                let session = tx.insert_session(&call, user.id).await?;
+                tx.post_code(&user, false).await?;
+                tx.announce(News::Registered, &user).await?;
+                tx.audit(Event::Registered, Some(&call), user.id).await?;
+                let tokens = tx.app.keys.issue(&user, &session, tx.now)?;
+                Ok(LoggedIn { user, tokens })
+            })
         })
         .await
     }
@@ -106,21 +102,22 @@ impl App {
     ///
     /// # Errors
     /// `EmailTaken`.
-    pub async fn create_superuser(&self, email: EmailAddress, password: Password) -> Result<user::Model> {
+    pub async fn create_superuser(self: &Arc<Self>, email: EmailAddress, password: Password) -> Result<user::Model> {
         if self.email_is_taken(&email).await? {
             return Err(Error::EmailTaken);
         }
         let hash = self.hash_password(password).await?;
         let standing = Standing { is_staff: true, is_superuser: true, is_verified: true, ..Standing::default() };
         let person = Person { email, first_name: PersonName::default(), last_name: PersonName::default() };
-        let now = self.clock.now();
-        let tx = self.db.begin().await?;
-        let user = insert_user(&tx, &person, hash, standing, now).await?;
-        self.announce(&tx, News::Registered, &user, now).await?;
-        self.audit(&tx, Event::SuperuserMade, None, user.id).await?;
-        tx.commit().await?;
-        self.outbox_has_mail();
-        Ok(user)
+        self.change(move |tx| {
+            Box::pin(async move {
+                let user = tx.insert_user(&person, hash, standing).await?;
+                tx.announce(News::Registered, &user).await?;
+                tx.audit(Event::SuperuserMade, None, user.id).await?;
+                Ok(user)
+            })
+        })
+        .await
     }
 
     pub(super) async fn email_is_taken(&self, email: &EmailAddress) -> Result<bool> {
@@ -133,57 +130,53 @@ impl App {
             .await?;
         Ok(holder.is_some())
     }
-
-    pub(super) async fn hash_password(&self, password: Password) -> Result<PasswordHash> {
-        let params = self.argon2;
-        self.hash_pool.run(move |scratch| password::hash(&password, params, scratch).map(PasswordHash)).await?
-    }
 }
 
-/// A user and the profile that belongs to it, within `tx`.
-pub(super) async fn insert_user(
-    tx: &Tx,
-    person: &Person,
-    password: PasswordHash,
-    standing: Standing,
-    now: DateTime<Utc>,
-) -> Result<user::Model> {
-    let Person { email, first_name, last_name } = person;
-    let (search_text, name_text) = rules::search_texts(email.key(), first_name.as_str(), last_name.as_str());
-    let user = user::ActiveModel {
-        email: Set(email.as_str().to_owned()),
-        email_key: Set(email.key().to_owned()),
-        password: Set(password),
-        first_name: Set(first_name.as_str().to_owned()),
-        last_name: Set(last_name.as_str().to_owned()),
-        is_active: Set(standing.is_active),
-        is_staff: Set(standing.is_staff),
-        is_superuser: Set(standing.is_superuser),
-        is_verified: Set(standing.is_verified),
-        is_freelancer: Set(standing.is_freelancer),
-        is_seller: Set(standing.is_seller),
-        is_moderator: Set(standing.is_moderator),
-        listed: Set(standing.is_active), // the profile begins public
-        search_text: Set(search_text),
-        name_text: Set(name_text),
-        version: Set(1),
-        date_joined: Set(now),
-        updated_at: Set(now),
-        last_login: Set(None),
-        ..Default::default()
-    };
-    let user = user.insert(tx).await.map_err(or_email_taken)?;
-    let profile = profile::ActiveModel {
-        user_id: Set(user.id),
-        avatar: Set(None),
-        bio: Set(String::new()),
-        is_public: Set(true),
-        timezone: Set(DEFAULT_TIMEZONE.to_owned()),
-        streak_visibility: Set(true),
-        ..Default::default()
-    };
-    profile.insert(tx).await?;
-    Ok(user)
+impl Transaction {
+    /// A user, and the profile that belongs to it.
+    pub async fn insert_user(
+        &self,
+        person: &Person,
+        password: PasswordHash,
+        standing: Standing,
+    ) -> Result<user::Model> {
+        let Person { email, first_name, last_name } = person;
+        let (search_text, name_text) = rules::search_texts(email.key(), first_name.as_str(), last_name.as_str());
+        let user = user::ActiveModel {
+            email: Set(email.as_str().to_owned()),
+            email_key: Set(email.key().to_owned()),
+            password: Set(password),
+            first_name: Set(first_name.as_str().to_owned()),
+            last_name: Set(last_name.as_str().to_owned()),
+            is_active: Set(standing.is_active),
+            is_staff: Set(standing.is_staff),
+            is_superuser: Set(standing.is_superuser),
+            is_verified: Set(standing.is_verified),
+            is_freelancer: Set(standing.is_freelancer),
+            is_seller: Set(standing.is_seller),
+            is_moderator: Set(standing.is_moderator),
+            listed: Set(standing.is_active), // the profile begins public
+            search_text: Set(search_text),
+            name_text: Set(name_text),
+            version: Set(1),
+            date_joined: Set(self.now),
+            updated_at: Set(self.now),
+            last_login: Set(None),
+            ..Default::default()
+        };
+        let user = user.insert(&self.db).await.map_err(or_email_taken)?;
+        let profile = profile::ActiveModel {
+            user_id: Set(user.id),
+            avatar: Set(None),
+            bio: Set(String::new()),
+            is_public: Set(true),
+            timezone: Set(DEFAULT_TIMEZONE.to_owned()),
+            streak_visibility: Set(true),
+            ..Default::default()
+        };
+        profile.insert(&self.db).await?;
+        Ok(user)
+    }
 }
 
 /// Of the unique columns of a user only the address can be taken: the ids are the store's own.

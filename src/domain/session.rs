@@ -9,15 +9,12 @@ use uuid::Uuid;
 use crate::{
     app::App,
     config::{NeedsVerified, Privacy},
-    db::Tx,
     domain::{
         audit::Event,
         caller::{Call, Caller},
+        change::Transaction,
         known_client::remember_client,
-        password::{self, Password, Verdict},
         permission::{Permissions, granted},
-        role::Roles,
-        token::{self, TokenPair, VerifiedToken},
         user::EmailAddress,
     },
     entity::{
@@ -25,7 +22,11 @@ use crate::{
         user::{self, PasswordHash},
     },
     error::{AuthFailure, Error, Resource, Result},
-    revocations::Revocation,
+    model::{
+        password::{Password, Verdict},
+        role::Roles,
+        token::{self, TokenPair, VerifiedToken},
+    },
 };
 
 /// How long the refresh token just replaced gives the same successor again: two tabs, a lost answer.
@@ -86,84 +87,14 @@ impl App {
                 return Err(Error::Unauthenticated(AuthFailure::BadCredentials));
             }
             self.require_verified(NeedsVerified::Login, user.is_verified)?;
-            let (app, call) = (Arc::clone(self), Arc::clone(&call));
-            let begun = self.change(async move { app.begin_session_after_login(&call, user, upgraded).await }).await?;
-            if let Some(logged_in) = begun {
+            let call = Arc::clone(&call);
+            let begin = self
+                .change(move |tx| Box::pin(async move { tx.begin_session_after_login(&call, &user, upgraded).await }));
+            if let Some(logged_in) = begin.await? {
                 return Ok(logged_in);
             }
         }
         Err(Error::Unauthenticated(AuthFailure::BadCredentials))
-    }
-
-    /// Whether the password is the one that is stored, and the hash to store instead where that one is outdated.
-    async fn check_password(
-        &self,
-        stored: PasswordHash,
-        password: Arc<Password>,
-    ) -> Result<(Verdict, Option<PasswordHash>)> {
-        let params = self.argon2;
-        self.hash_pool
-            .run(move |scratch| {
-                let verdict = password::verify(&stored.0, &password, params, scratch)?;
-                let upgraded = match verdict {
-                    Verdict::Right { outdated: true } => Some(password::hash(&password, params, scratch)?),
-                    _ => None,
-                };
-                Ok((verdict, upgraded.map(PasswordHash)))
-            })
-            .await?
-    }
-
-    /// `None` if the account is no longer what the password was held against: it may have been deactivated, or its
-    /// password changed, while the hash took its time.
-    async fn begin_session_after_login(
-        &self,
-        call: &Call,
-        user: user::Model,
-        upgraded: Option<PasswordHash>,
-    ) -> Result<Option<LoggedIn>> {
-        let now = self.clock.now();
-        let tx = self.db.begin().await?;
-        let mut login = user::Entity::update_many()
-            .col_expr(user::Column::LastLogin, Expr::value(now))
-            .filter(user::Column::Id.eq(user.id))
-            .filter(user::Column::IsActive.eq(true))
-            .filter(user::Column::Password.eq(user.password.clone()));
-        if let Some(hash) = upgraded {
-            login = login.col_expr(user::Column::Password, Expr::value(hash));
-        }
-        if login.exec(&tx).await?.rows_affected == 0 {
-            return Ok(None);
-        }
-        let session = self.insert_session(&tx, call, user.id, now).await?;
-        self.audit(&tx, Event::LoggedIn, Some(call), user.id).await?;
-        tx.commit().await?;
-        let tokens = self.keys.issue(&user, &session, now)?;
-        Ok(Some(LoggedIn { user, tokens }))
-    }
-
-    /// A new session of the user, within `tx`. Its client is known from then on.
-    pub(super) async fn insert_session(
-        &self,
-        tx: &Tx,
-        call: &Call,
-        user_id: i64,
-        now: DateTime<Utc>,
-    ) -> Result<session::Model> {
-        let new = session::ActiveModel {
-            id: Set(new_session_id(now)),
-            user_id: Set(user_id),
-            generation: Set(1),
-            created_at: Set(now),
-            rotated_at: Set(now),
-            expires_at: Set(self.keys.refresh_expires_at(now)),
-            ends_at: Set(now + SESSION_MAX_AGE),
-            revoked_at: Set(None),
-            ip: Set(Some(call.client.to_string())),
-            user_agent: Set(call.user_agent()),
-        };
-        remember_client(tx, user_id, call.client, now).await?;
-        Ok(new.insert(tx).await?)
     }
 
     /// Replaces a refresh token by its successor.
@@ -176,15 +107,13 @@ impl App {
     pub async fn refresh(self: &Arc<Self>, call: Arc<Call>, refresh_token: &str) -> Result<TokenPair> {
         let token = self.keys.verify(refresh_token, token::Kind::Refresh, self.clock.now())?;
         let app = Arc::clone(self);
-        self.change(async move { app.refresh_session(&call, &token).await }).await
+        self.run_to_end(async move { app.refresh_session(&call, &token).await }).await
     }
 
-    async fn refresh_session(&self, call: &Call, token: &VerifiedToken) -> Result<TokenPair> {
+    async fn refresh_session(self: &Arc<Self>, call: &Arc<Call>, token: &VerifiedToken) -> Result<TokenPair> {
         let now = self.clock.now();
         let mut session = self.standing_session(token.session_id, now).await?;
-        let user = user::Entity::find_by_id(session.user_id).one(self.db.reader()).await?;
-        let user = user.filter(|u| u.is_active).ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))?;
-
+        let user = self.active_user(session.user_id).await?;
         if token.jti == self.keys.refresh_jti(session.id, session.generation) {
             let rotated = session::Entity::update_many()
                 .col_expr(session::Column::Generation, Expr::col(session::Column::Generation).add(1))
@@ -193,10 +122,8 @@ impl App {
                 .filter(session::Column::Id.eq(session.id))
                 .filter(session::Column::Generation.eq(session.generation))
                 .filter(session::Column::RevokedAt.is_null());
-            let tx = self.db.begin().await?;
-            let rows = rotated.exec(&tx).await?.rows_affected;
-            tx.commit().await?;
-            if rows == 1 {
+            let rotated = self.transaction(|tx| Box::pin(async { Ok(rotated.exec(&tx.db).await?) })).await?;
+            if rotated.rows_affected == 1 {
                 session.generation += 1;
                 session.rotated_at = now;
                 return self.keys.issue(&user, &session, now);
@@ -208,13 +135,25 @@ impl App {
         if just_replaced && now - session.rotated_at <= REFRESH_GRACE {
             return self.keys.issue(&user, &session, now);
         }
-        let tx = self.db.begin().await?;
-        let ended = self.end_session(&tx, session.id, now).await?;
-        self.audit(&tx, Event::RefreshTokenReused, Some(call), session.user_id).await?;
-        tx.commit().await?;
-        self.revocations.apply(ended);
-        tracing::warn!(user_id = session.user_id, session_id = %session.id, "a refresh token was reused; its session ended");
+        let (id, user_id, call) = (session.id, session.user_id, Arc::clone(call));
+        let end = self.transaction(|tx| {
+            Box::pin(async move {
+                tx.end_session(id).await?;
+                tx.audit(Event::RefreshTokenReused, Some(&call), user_id).await
+            })
+        });
+        end.await?;
+        tracing::warn!(user_id, session_id = %id, "a refresh token was reused; its session ended");
         Err(Error::Unauthenticated(AuthFailure::SessionEnded))
+    }
+
+    /// The user with this id, who bears a token that was good.
+    ///
+    /// # Errors
+    /// `Unauthenticated` if the account is gone or inactive.
+    pub(super) async fn active_user(&self, id: i64) -> Result<user::Model> {
+        let user = user::Entity::find_by_id(id).one(self.db.reader()).await?;
+        user.filter(|user| user.is_active).ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))
     }
 
     /// The session, if it is neither revoked nor over its time.
@@ -227,53 +166,13 @@ impl App {
 
     /// Ends the caller's session: its tokens are worth nothing from then on, here at once and everywhere within a second.
     pub async fn logout(self: &Arc<Self>, call: Arc<Call>, caller: Caller) -> Result<()> {
-        let app = Arc::clone(self);
-        self.change(async move {
-            let now = app.clock.now();
-            let tx = app.db.begin().await?;
-            let ended = app.end_session(&tx, caller.session_id, now).await?;
-            app.audit(&tx, Event::LoggedOut, Some(&call), caller.user_id).await?;
-            tx.commit().await?;
-            app.revocations.apply(ended);
-            Ok(())
+        self.change(move |tx| {
+            Box::pin(async move {
+                tx.end_session(caller.session_id).await?;
+                tx.audit(Event::LoggedOut, Some(&call), caller.user_id).await
+            })
         })
         .await
-    }
-
-    /// Marks a session as over and tells the feed, within `tx`. The answer is for `Revocations::apply`, after the commit.
-    async fn end_session(&self, tx: &Tx, id: Uuid, now: DateTime<Utc>) -> Result<Revocation> {
-        session::Entity::update_many()
-            .col_expr(session::Column::RevokedAt, Expr::value(now))
-            .filter(session::Column::Id.eq(id))
-            .filter(session::Column::RevokedAt.is_null())
-            .exec(tx)
-            .await?;
-        Revocation::of_session(id, now, self.keys.last_access_expiry(now)).write(tx).await
-    }
-
-    /// Ends the user's sessions, all but `kept`, and tells the feed, within `tx`. The answer is for `Revocations::apply`,
-    /// after the commit.
-    pub(super) async fn end_sessions(
-        &self,
-        tx: &Tx,
-        user_id: i64,
-        kept: Option<Uuid>,
-        now: DateTime<Utc>,
-    ) -> Result<Vec<Revocation>> {
-        let mut end = session::Entity::update_many()
-            .col_expr(session::Column::RevokedAt, Expr::value(now))
-            .filter(session::Column::UserId.eq(user_id))
-            .filter(session::Column::RevokedAt.is_null())
-            .filter(session::Column::ExpiresAt.gt(now));
-        if let Some(kept) = kept {
-            end = end.filter(session::Column::Id.ne(kept));
-        }
-        let ended = end.exec_with_returning(tx).await?;
-        let expires_at = self.keys.last_access_expiry(now);
-        let revocations: Vec<_> =
-            ended.iter().map(|session| Revocation::of_session(session.id, now, expires_at)).collect();
-        Revocation::write_all(&revocations, tx).await?;
-        Ok(revocations)
     }
 
     /// Whom a token stands for, if it is worth anything now.
@@ -292,16 +191,16 @@ impl App {
         };
         match verified.kind {
             token::Kind::Access => {
-                let caller = self.caller(token).await?;
+                let caller = self.caller_of(&verified).await?;
                 verified.roles = caller.roles;
                 verified.is_verified = caller.is_verified;
             }
             token::Kind::Refresh => {
                 let session = self.standing_session(verified.session_id, now).await?;
-                let user = user::Entity::find_by_id(session.user_id).one(self.db.reader()).await?;
-                let current = verified.jti == self.keys.refresh_jti(session.id, session.generation);
-                let user =
-                    user.filter(|u| u.is_active && current).ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))?;
+                if verified.jti != self.keys.refresh_jti(session.id, session.generation) {
+                    return Err(Error::Unauthenticated(AuthFailure::SessionEnded));
+                }
+                let user = self.active_user(session.user_id).await?;
                 verified.roles = Roles::of(&user);
                 verified.is_verified = user.is_verified;
             }
@@ -309,6 +208,76 @@ impl App {
         let granted = granted(self.db.reader(), verified.user_id).await?;
         let permissions = Permissions::of_roles(verified.roles, granted);
         Ok((verified, permissions))
+    }
+}
+
+impl Transaction {
+    /// `None` if the account is no longer what the password was held against: it may have been deactivated, or its
+    /// password changed, while the hash took its time.
+    async fn begin_session_after_login(
+        &self,
+        call: &Call,
+        user: &user::Model,
+        upgraded: Option<PasswordHash>,
+    ) -> Result<Option<LoggedIn>> {
+        let mut login = user::Entity::update_many()
+            .col_expr(user::Column::LastLogin, Expr::value(self.now))
+            .filter(user::Column::Id.eq(user.id))
+            .filter(user::Column::IsActive.eq(true))
+            .filter(user::Column::Password.eq(user.password.clone()));
+        if let Some(hash) = upgraded {
+            login = login.col_expr(user::Column::Password, Expr::value(hash));
+        }
+        // As it is now: its roles may have changed while the hash took its time.
+        let Some(user) = login.exec_with_returning(&self.db).await?.pop() else { return Ok(None) };
+        let session = self.insert_session(call, user.id).await?;
+        self.audit(Event::LoggedIn, Some(call), user.id).await?;
+        let tokens = self.app.keys.issue(&user, &session, self.now)?;
+        Ok(Some(LoggedIn { user, tokens }))
+    }
+
+    /// A new session of the user. Its client is known from then on.
+    pub async fn insert_session(&self, call: &Call, user_id: i64) -> Result<session::Model> {
+        let now = self.now;
+        let new = session::ActiveModel {
+            id: Set(new_session_id(now)),
+            user_id: Set(user_id),
+            generation: Set(1),
+            created_at: Set(now),
+            rotated_at: Set(now),
+            expires_at: Set(self.app.keys.refresh_expires_at(now)),
+            ends_at: Set(now + SESSION_MAX_AGE),
+            revoked_at: Set(None),
+            ip: Set(Some(call.client.to_string())),
+            user_agent: Set(call.user_agent()),
+        };
+        remember_client(&self.db, user_id, call.client, now).await?;
+        Ok(new.insert(&self.db).await?)
+    }
+
+    /// Ends a session: its tokens are worth nothing from the commit on, here at once and everywhere within a second.
+    async fn end_session(&mut self, id: Uuid) -> Result<()> {
+        session::Entity::update_many()
+            .col_expr(session::Column::RevokedAt, Expr::value(self.now))
+            .filter(session::Column::Id.eq(id))
+            .filter(session::Column::RevokedAt.is_null())
+            .exec(&self.db)
+            .await?;
+        self.revoke_sessions([id]).await
+    }
+
+    /// Ends the user's sessions, all but `kept`.
+    pub async fn end_sessions(&mut self, user_id: i64, kept: Option<Uuid>) -> Result<()> {
+        let mut end = session::Entity::update_many()
+            .col_expr(session::Column::RevokedAt, Expr::value(self.now))
+            .filter(session::Column::UserId.eq(user_id))
+            .filter(session::Column::RevokedAt.is_null())
+            .filter(session::Column::ExpiresAt.gt(self.now));
+        if let Some(kept) = kept {
+            end = end.filter(session::Column::Id.ne(kept));
+        }
+        let ended = end.exec_with_returning(&self.db).await?;
+        self.revoke_sessions(ended.iter().map(|session| session.id)).await
     }
 }
 

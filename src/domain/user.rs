@@ -7,11 +7,7 @@ use icu_normalizer::ComposingNormalizerBorrowed;
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 
 use crate::{
-    app::App,
-    config::DirectoryEmails,
-    domain::{caller::Caller, role::Roles},
-    entity::user,
-    error::Result,
+    app::App, config::DirectoryEmails, domain::caller::Caller, entity::user, error::Result, model::role::Roles,
 };
 
 pub const EMAIL_MAX_CHARS: usize = 254;

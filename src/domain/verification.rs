@@ -12,10 +12,10 @@ use sea_orm::{
 use crate::{
     app::App,
     config::NeedsVerified,
-    db::Tx,
     domain::{
         audit::Event,
         caller::{Call, Caller},
+        change::Transaction,
         event::News,
         letter::Letter,
         user::EmailAddress,
@@ -23,7 +23,6 @@ use crate::{
     entity::{user, verification_code as code},
     error::{AuthFailure, Denial, Error, FieldErrors, Result},
     random,
-    revocations::Revocation,
 };
 
 /// How long a code is valid.
@@ -73,31 +72,45 @@ impl App {
     /// # Errors
     /// `Invalid` if the address is verified; `Throttled`.
     pub async fn send_verification(self: &Arc<Self>, caller: Caller) -> Result<String> {
-        let app = Arc::clone(self);
-        self.change(async move {
-            let now = app.clock.now();
-            let tx = app.db.begin().await?;
-            // Locked, so that of two requests at once one sees the other's code.
-            let user = user::Entity::find_by_id(caller.user_id).lock_exclusive().one(&tx).await?;
-            let user = user.ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))?;
-            if user.is_verified {
-                let mut errors = FieldErrors::default();
-                errors.wrong("email", "This email address is already verified.");
-                return Err(Error::Invalid(errors));
-            }
-            app.refuse_too_many_codes(&tx, user.id, now).await?;
-            app.post_code(&tx, &user, true, now).await?;
-            tx.commit().await?;
-            app.outbox_has_mail();
-            Ok(user.email)
+        self.change(move |tx| {
+            Box::pin(async move {
+                // Locked, so that of two requests at once one sees the other's code.
+                let user = user::Entity::find_by_id(caller.user_id).lock_exclusive().one(&tx.db).await?;
+                let user = user.ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))?;
+                if user.is_verified {
+                    let mut errors = FieldErrors::default();
+                    errors.wrong("email", "This email address is already verified.");
+                    return Err(Error::Invalid(errors));
+                }
+                tx.refuse_too_many_codes(user.id).await?;
+                tx.post_code(&user, true).await?;
+                Ok(user.email)
+            })
         })
         .await
     }
 
+    /// Marks the address as verified, if this is the code that was sent to it.
+    ///
+    /// # Errors
+    /// `Invalid`, in the same words, for a wrong, expired, used or voided code and for an unknown address.
+    pub async fn verify_email(self: &Arc<Self>, call: Arc<Call>, email: EmailAddress, guess: Code) -> Result<()> {
+        let is_right = self.change(move |tx| Box::pin(async move { tx.try_code(&call, &email, &guess).await })).await?;
+        if is_right {
+            return Ok(());
+        }
+        let mut errors = FieldErrors::default();
+        errors.wrong("code", "Invalid or expired verification code.");
+        Err(Error::Invalid(errors))
+    }
+}
+
+impl Transaction {
     /// Counted in SQL: it holds for all replicas, and across restarts.
-    async fn refuse_too_many_codes(&self, tx: &Tx, user_id: i64, now: DateTime<Utc>) -> Result<()> {
+    async fn refuse_too_many_codes(&self, user_id: i64) -> Result<()> {
         let in_a_day = Some((CODES_A_DAY, TimeDelta::days(1)));
         let configured = self
+            .app
             .config
             .limits
             .verification
@@ -109,15 +122,15 @@ impl App {
             .column(code::Column::CreatedAt)
             .filter(code::Column::UserId.eq(user_id))
             .filter(code::Column::Requested.eq(true))
-            .filter(code::Column::CreatedAt.gt(now - longest))
+            .filter(code::Column::CreatedAt.gt(self.now - longest))
             .order_by_desc(code::Column::CreatedAt)
             .into_tuple()
-            .all(tx)
+            .all(&self.db)
             .await?;
         for (count, window) in limits {
             // The one that has to leave the window before another may come.
             let Some(at) = count.checked_sub(1).and_then(|last| asked.get(last)) else { continue };
-            if let Ok(retry_after) = (*at + window - now).to_std()
+            if let Ok(retry_after) = (*at + window - self.now).to_std()
                 && !retry_after.is_zero()
             {
                 return Err(Error::Throttled { retry_after });
@@ -126,26 +139,21 @@ impl App {
         Ok(())
     }
 
-    /// A new code for the user, and the mail that brings it, within `tx`. Codes before it are void.
-    pub(super) async fn post_code(
-        &self,
-        tx: &Tx,
-        user: &user::Model,
-        requested: bool,
-        now: DateTime<Utc>,
-    ) -> Result<()> {
+    /// A new code for the user, and the mail that brings it. Codes before it are void.
+    pub async fn post_code(&mut self, user: &user::Model, requested: bool) -> Result<()> {
+        let now = self.now;
         code::Entity::update_many()
             .col_expr(code::Column::VoidedAt, Expr::value(now))
             .filter(code::Column::UserId.eq(user.id))
             .filter(code::Column::UsedAt.is_null())
             .filter(code::Column::VoidedAt.is_null())
-            .exec(tx)
+            .exec(&self.db)
             .await?;
         let new = Code::new();
         let row = code::ActiveModel {
             user_id: Set(user.id),
             email_key: Set(user.email_key.clone()),
-            code_hash: Set(new.hash(&self.code_key, user.id, &user.email_key)),
+            code_hash: Set(new.hash(&self.app.code_key, user.id, &user.email_key)),
             requested: Set(requested),
             misses: Set(0),
             created_at: Set(now),
@@ -154,36 +162,17 @@ impl App {
             voided_at: Set(None),
             ..Default::default()
         };
-        row.insert(tx).await?;
+        row.insert(&self.db).await?;
         let Code(digits) = new;
         let letter = Letter::VerificationCode { to: user.email.clone(), code: digits };
-        self.post(tx, &letter, user.id, now).await
+        self.post(&letter, user.id).await
     }
 
-    /// Marks the address as verified, if this is the code that was sent to it.
-    ///
-    /// # Errors
-    /// `Invalid`, in the same words, for a wrong, expired, used or voided code and for an unknown address.
-    pub async fn verify_email(self: &Arc<Self>, call: Arc<Call>, email: EmailAddress, guess: Code) -> Result<()> {
-        let app = Arc::clone(self);
-        let is_right = self.change(async move { app.try_code(&call, &email, &guess).await }).await?;
-        if is_right {
-            return Ok(());
-        }
-        let mut errors = FieldErrors::default();
-        errors.wrong("code", "Invalid or expired verification code.");
-        Err(Error::Invalid(errors))
-    }
-
-    async fn try_code(&self, call: &Call, email: &EmailAddress, guess: &Code) -> Result<bool> {
-        let now = self.clock.now();
-        let owner = user::Entity::find().filter(user::Column::EmailKey.eq(email.key())).one(self.db.reader()).await?;
-        let Some(owner) = owner else { return Ok(false) };
-        let tx = self.db.begin().await?;
+    async fn try_code(&mut self, call: &Call, email: &EmailAddress, guess: &Code) -> Result<bool> {
+        let now = self.now;
         // In the order in which all changes of a user take their locks: the user's row first.
-        if user::Entity::find_by_id(owner.id).lock_exclusive().one(&tx).await?.is_none() {
-            return Ok(false);
-        }
+        let owner = user::Entity::find().filter(user::Column::EmailKey.eq(email.key())).lock_exclusive();
+        let Some(owner) = owner.one(&self.db).await? else { return Ok(false) };
         // The guess is spent before it is looked at: of a hundred at once, five are.
         let spent = code::Entity::update_many()
             .col_expr(code::Column::Misses, Expr::col(code::Column::Misses).add(1))
@@ -193,18 +182,17 @@ impl App {
             .filter(code::Column::VoidedAt.is_null())
             .filter(code::Column::ExpiresAt.gt(now))
             .filter(code::Column::Misses.lt(CODE_MAX_MISSES))
-            .exec_with_returning(&tx)
+            .exec_with_returning(&self.db)
             .await?;
-        let expected = guess.hash(&self.code_key, owner.id, email.key());
+        let expected = guess.hash(&self.app.code_key, owner.id, email.key());
         let right = spent.iter().find(|row| constant_time::verify_slices_are_equal(&row.code_hash, &expected).is_ok());
         let Some(right) = right else {
-            tx.commit().await?;
             return Ok(false);
         };
         code::Entity::update_many()
             .col_expr(code::Column::UsedAt, Expr::value(now))
             .filter(code::Column::Id.eq(right.id))
-            .exec(&tx)
+            .exec(&self.db)
             .await?;
         let verified = user::Entity::update_many()
             .col_expr(user::Column::IsVerified, Expr::value(true))
@@ -212,17 +200,14 @@ impl App {
             .col_expr(user::Column::Version, Expr::col(user::Column::Version).add(1))
             .filter(user::Column::Id.eq(owner.id))
             .filter(user::Column::EmailKey.eq(email.key()))
-            .exec_with_returning(&tx)
+            .exec_with_returning(&self.db)
             .await?;
         for user in &verified {
-            self.announce(&tx, News::Verified, user, now).await?;
+            self.announce(News::Verified, user).await?;
         }
         // The tokens that are out say that the address is not verified.
-        let changed = Revocation::of_user(owner.id, now, self.keys.last_access_expiry(now)).write(&tx).await?;
-        self.audit(&tx, Event::EmailVerified, Some(call), owner.id).await?;
-        tx.commit().await?;
-        self.outbox_has_mail();
-        self.revocations.apply(changed);
+        self.doubt_tokens_of(owner.id).await?;
+        self.audit(Event::EmailVerified, Some(call), owner.id).await?;
         Ok(true)
     }
 }

@@ -255,9 +255,10 @@ impl<'a> Cast<'a> {
         let mut row: user::ActiveModel = user::Entity::find_by_id(id).one(&tx).await.unwrap().unwrap().into();
         change(&mut row);
         row.update(&tx).await.unwrap();
-        let revocation = Revocation::of_user(id, now, now + chrono::Duration::hours(1)).write(&tx).await.unwrap();
+        let changed = [Revocation::of_user(id, now, now + chrono::Duration::hours(1))];
+        Revocation::write_all(&changed, &tx).await.unwrap();
         tx.commit().await.unwrap();
-        app.revocations.apply(revocation);
+        app.revocations.apply(&changed);
     }
 
     async fn new_subject(&mut self) -> (Actor, [i64; 2]) {

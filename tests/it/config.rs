@@ -19,7 +19,7 @@ use identity::{
         LoginCounts, MailTransport, Mistake, NOT_YET, NeedsVerified, Privacy, Rate, SecretKey, SelfServiceRole,
         SmtpTls, Store, VARIABLES,
     },
-    domain::password::Argon2Params,
+    model::password::Argon2Params,
 };
 use secrecy::ExposeSecret;
 

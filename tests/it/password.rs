@@ -9,9 +9,9 @@ use std::{
 use futures_util::{FutureExt, future};
 use identity::{
     config::Config,
-    domain::password::{self, Argon2Params, Password, Verdict},
     error::{Dependency, Error},
     hash_pool::{HashPool, Scratch},
+    model::password::{self, Argon2Params, Password, Verdict},
 };
 
 const TOO_SHORT: &str = "The password must contain at least 8 characters.";

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, sync::LazyLock};
 
 use identity::{
-    domain::role::Roles,
     entity::{group, group_permission, profile, session, user, user_group, user_permission},
+    model::role::Roles,
 };
 use reqwest::Method;
 use sea_orm::{EntityTrait, QueryOrder};

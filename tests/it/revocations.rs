@@ -113,9 +113,9 @@ async fn a_row_that_is_committed_late_is_not_overlooked() {
     let until = service.app.keys.last_access_expiry(now);
 
     let slow = service.app.db.begin().await.unwrap();
-    Revocation::of_session(session(&late), now, until).write(&slow).await.unwrap();
+    Revocation::write_all(&[Revocation::of_session(session(&late), now, until)], &slow).await.unwrap();
     let quick = service.app.db.begin().await.unwrap();
-    Revocation::of_session(session(&early), now, until).write(&quick).await.unwrap();
+    Revocation::write_all(&[Revocation::of_session(session(&early), now, until)], &quick).await.unwrap();
     quick.commit().await.unwrap();
     let (early, late) = (early.at(replica.address), late.at(replica.address));
     within_a_second(async || looked_into(&early, Face::Rest).await == Err(401)).await;
@@ -192,7 +192,7 @@ async fn a_token_made_after_the_change_speaks_for_itself() {
         let user = service.user("user@example.com").await;
         let id = user_id(&user);
         set_flags(service, id, &[(Column::IsSeller, true)]).await;
-        service.clock.advance(chrono::Duration::seconds(10));
+        service.clock.advance(chrono::Duration::seconds(15));
         let fresh = service.login("user@example.com").await;
         // Behind the feed's back: whoever looks the user up sees it, whoever trusts the token doesn't.
         let tx = service.app.db.begin().await.unwrap();
@@ -204,6 +204,25 @@ async fn a_token_made_after_the_change_speaks_for_itself() {
         };
         assert_eq!(roles(&fresh).await, json!(["Seller"]));
         assert_eq!(roles(&user).await, json!(["User"]));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_made_while_the_change_may_have_been_under_way_is_doubted() {
+    on_each_store(async |service| {
+        let id = user_id(&service.user("user@example.com").await);
+        // A change that began now and took the eight seconds that it may: until they were over, logins read what was before.
+        let (changed_at, until) = (service.clock.now(), service.clock.now() + chrono::Duration::hours(1));
+        service.clock.advance(chrono::Duration::seconds(8));
+        let before_its_end = service.login("user@example.com").await;
+        let tx = service.app.db.begin().await.unwrap();
+        tx.execute_unprepared("UPDATE users SET is_moderator = true").await.unwrap();
+        tx.commit().await.unwrap();
+        service.app.revocations.apply(&[Revocation::of_user(id, changed_at, until)]);
+        let token = json!({ "token": before_its_end.access_token });
+        let told = before_its_end.call(Face::Rest, "AuthService.VerifyToken", token).await.expect(200);
+        assert_eq!(told["roles"], json!(["Moderator"]));
     })
     .await;
 }
@@ -221,9 +240,9 @@ async fn a_row_that_became_visible_while_nobody_could_poll_is_read_afterwards() 
     let feed = Revocations::load(db, &service.clock).await.unwrap();
 
     let slow = db.begin().await.unwrap();
-    Revocation::of_session(overtaken, now, until).write(&slow).await.unwrap();
+    Revocation::write_all(&[Revocation::of_session(overtaken, now, until)], &slow).await.unwrap();
     let quick = db.begin().await.unwrap();
-    Revocation::of_session(overtaking, now, until).write(&quick).await.unwrap();
+    Revocation::write_all(&[Revocation::of_session(overtaking, now, until)], &quick).await.unwrap();
     quick.commit().await.unwrap();
     feed.poll(db, &service.clock).await.unwrap();
     assert_eq!(feed.verdict(overtaking, 1, now).unwrap(), Verdict::Ended);

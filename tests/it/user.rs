@@ -29,10 +29,10 @@ pub async fn set_flags(service: &Service, user_id: i64, flags: &[(Column, bool)]
         update = update.col_expr(*column, Expr::value(*value));
     }
     assert_eq!(update.exec(&tx).await.unwrap().rows_affected, 1, "there is no user {user_id}");
-    let changed = Revocation::of_user(user_id, now, service.app.keys.last_access_expiry(now));
-    let changed = changed.write(&tx).await.unwrap();
+    let changed = [Revocation::of_user(user_id, now, service.app.keys.last_access_expiry(now))];
+    Revocation::write_all(&changed, &tx).await.unwrap();
     tx.commit().await.unwrap();
-    service.app.revocations.apply(changed);
+    service.app.revocations.apply(&changed);
 }
 
 async fn get(actor: &Actor, face: Face, id: i64) -> Outcome {

@@ -1,11 +1,9 @@
 //! How the databases go about a list: by an index wherever one can help.
 
 use identity::{
-    domain::{
-        directory::{Filter, Ordering, Search, Start, View},
-        role::Role,
-    },
+    domain::directory::{Filter, Ordering, Search, Start, View},
     entity::user,
+    model::role::Role,
 };
 use sea_orm::{ConnectionTrait, DbBackend, QueryTrait, Select, Statement};
 

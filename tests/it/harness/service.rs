@@ -13,8 +13,9 @@ use identity::{
     clock::Clock,
     config::Config,
     db::{Db, DbOptions},
-    domain::{password::Password, user::EmailAddress},
+    domain::user::EmailAddress,
     mail::{Mail, Mailer, Outgoing},
+    model::password::Password,
     server::Server,
 };
 use serde_json::json;

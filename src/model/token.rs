@@ -9,9 +9,9 @@ use uuid::Uuid;
 
 use crate::{
     config::{self, Algorithm},
-    domain::role::Roles,
     entity::{session, user},
     error::{AuthFailure, Error, Result},
+    model::role::Roles,
     random,
 };
 

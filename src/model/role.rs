@@ -1,17 +1,6 @@
-//! Roles, and what they allow. Contract §5.
+//! Roles, and what they allow.
 
-use std::sync::Arc;
-
-use crate::{
-    app::App,
-    domain::{
-        account::UserChange,
-        caller::{Call, Caller},
-        permission::{Permissions, permissions_of},
-    },
-    entity::user,
-    error::{Error, Resource, Result},
-};
+use crate::entity::user;
 
 /// What somebody may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,33 +41,13 @@ impl Role {
         }
     }
 
-    /// What to change of a user to give the role.
-    fn given(self) -> UserChange {
-        match self {
-            Self::Freelancer => UserChange { is_freelancer: Some(true), ..UserChange::default() },
-            Self::Seller => UserChange { is_seller: Some(true), ..UserChange::default() },
-            Self::Moderator => UserChange { is_moderator: Some(true), ..UserChange::default() },
-            Self::Admin => UserChange { is_staff: Some(true), ..UserChange::default() },
-        }
-    }
-
-    /// What to change of a user to take the role. A superuser is an admin too.
-    fn taken(self) -> UserChange {
-        match self {
-            Self::Freelancer => UserChange { is_freelancer: Some(false), ..UserChange::default() },
-            Self::Seller => UserChange { is_seller: Some(false), ..UserChange::default() },
-            Self::Moderator => UserChange { is_moderator: Some(false), ..UserChange::default() },
-            Self::Admin => UserChange { is_staff: Some(false), is_superuser: Some(false), ..UserChange::default() },
-        }
-    }
-
     fn bit(self) -> u8 {
         1 << self as u8
     }
 }
 
 /// Every permission that a role brings, in the order in which they are listed.
-pub(super) const PERMISSIONS: [(&str, &[Role]); 8] = [
+pub const PERMISSIONS: [(&str, &[Role]); 8] = [
     ("create_gig", &[Role::Freelancer, Role::Admin]),
     ("create_product", &[Role::Seller, Role::Admin]),
     ("view_analytics", &[Role::Freelancer, Role::Seller, Role::Admin]),
@@ -152,61 +121,5 @@ impl Roles {
 impl FromIterator<Role> for Roles {
     fn from_iter<I: IntoIterator<Item = Role>>(roles: I) -> Self {
         Self(roles.into_iter().fold(0, |bits, role| bits | role.bit()))
-    }
-}
-
-/// A user's roles, and what they and all else allow.
-pub struct UserRoles {
-    pub user: user::Model,
-    pub roles: Roles,
-    pub permissions: Permissions,
-}
-
-impl App {
-    /// The user's roles and permissions: for oneself and admins.
-    ///
-    /// # Errors
-    /// `PermissionDenied`; `NotFound`.
-    pub async fn get_user_roles(&self, caller: &Caller, id: i64) -> Result<UserRoles> {
-        let user = self.get_for_oneself_or_admin(caller, id).await?;
-        self.roles_of(user).await
-    }
-
-    /// Gives the user a role. One that is held already is fine.
-    ///
-    /// # Errors
-    /// `PermissionDenied`: only a superuser gives admin, or changes a superuser; `NotFound`.
-    pub async fn add_user_role(
-        self: &Arc<Self>,
-        call: Arc<Call>,
-        caller: Caller,
-        id: i64,
-        role: Role,
-    ) -> Result<UserRoles> {
-        let user = self.change_user(call, caller, id, move |_| Ok(role.given())).await?;
-        self.roles_of(user).await
-    }
-
-    /// Takes a role from the user.
-    ///
-    /// # Errors
-    /// As [`App::add_user_role`]; `NotFound` also if the role is not held; `Conflict` for the last superuser.
-    pub async fn remove_user_role(
-        self: &Arc<Self>,
-        call: Arc<Call>,
-        caller: Caller,
-        id: i64,
-        role: Role,
-    ) -> Result<()> {
-        let taken = move |user: &user::Model| {
-            if Roles::of(user).has(role) { Ok(role.taken()) } else { Err(Error::NotFound(Resource::Role)) }
-        };
-        self.change_user(call, caller, id, taken).await?;
-        Ok(())
-    }
-
-    async fn roles_of(&self, user: user::Model) -> Result<UserRoles> {
-        let permissions = permissions_of(self.db.reader(), &user).await?;
-        Ok(UserRoles { roles: Roles::of(&user), user, permissions })
     }
 }

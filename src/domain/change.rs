@@ -1,0 +1,124 @@
+//! A change: one transaction, and what follows on its commit.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::{DateTime, Utc};
+use futures_util::future::BoxFuture;
+use tracing::Instrument;
+
+use crate::{
+    app::App,
+    db::Tx,
+    error::{Dependency, Error, Result},
+    revocations::Revocation,
+};
+
+/// How long a change may take once it has begun; longer, and its transaction is undone. Less than what the polls of the
+/// revocations read again, than the margin by which they doubt a token, and than what shutdown waits.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// A transaction under way. What other parts of the service must learn of it is gathered here and told after the commit, so
+/// that no rule can forget it, and none tells of what was undone.
+pub(super) struct Transaction {
+    pub app: Arc<App>,
+    pub db: Tx,
+    /// When it began: the time that all of it bears.
+    pub now: DateTime<Utc>,
+    revocations: Vec<Revocation>,
+    has_posted: bool,
+    replaced_avatar: Option<String>,
+}
+
+impl Transaction {
+    /// The sessions are over: their access tokens are worth nothing.
+    pub async fn revoke_sessions(&mut self, ids: impl IntoIterator<Item = uuid::Uuid>) -> Result<()> {
+        let expires_at = self.app.keys.last_access_expiry(self.now);
+        let ended: Vec<_> = ids.into_iter().map(|id| Revocation::of_session(id, self.now, expires_at)).collect();
+        self.revoke(ended).await
+    }
+
+    /// What the tokens that are out say of the user is no longer so.
+    pub async fn doubt_tokens_of(&mut self, user_id: i64) -> Result<()> {
+        let expires_at = self.app.keys.last_access_expiry(self.now);
+        self.revoke(vec![Revocation::of_user(user_id, self.now, expires_at)]).await
+    }
+
+    async fn revoke(&mut self, all: Vec<Revocation>) -> Result<()> {
+        Revocation::write_all(&all, &self.db).await?;
+        self.revocations.extend(all);
+        Ok(())
+    }
+
+    /// Something was put into the outbox.
+    pub fn has_posted(&mut self) {
+        self.has_posted = true;
+    }
+
+    /// No profile names this picture any more.
+    pub fn has_replaced_avatar(&mut self, name: Option<String>) {
+        self.replaced_avatar = name;
+    }
+
+    async fn commit(self) -> Result<()> {
+        let Self { app, db, revocations, has_posted, replaced_avatar, now: _ } = self;
+        db.commit().await?;
+        app.revocations.apply(&revocations);
+        if has_posted {
+            app.wake_outbox();
+        }
+        app.forget_avatar(replaced_avatar).await;
+        Ok(())
+    }
+}
+
+impl App {
+    /// Makes a change: what `work` does is committed if it returns `Ok`, and undone if not. Once begun it runs to its end,
+    /// whether its caller waits or not.
+    ///
+    /// # Errors
+    /// Those of `work`; `Unavailable` if the store is away, or the service is about to end.
+    pub(super) async fn change<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl for<'a> FnOnce(&'a mut Transaction) -> BoxFuture<'a, Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let app = Arc::clone(self);
+        self.run_to_end(async move { app.transaction(work).await }).await
+    }
+
+    /// Commits what `work` does if it returns `Ok`, and undoes it if not; also if its caller goes, so call it within
+    /// [`App::run_to_end`].
+    pub(super) async fn transaction<T>(
+        self: &Arc<Self>,
+        work: impl for<'a> FnOnce(&'a mut Transaction) -> BoxFuture<'a, Result<T>> + Send,
+    ) -> Result<T> {
+        let now = self.clock.now();
+        let mut tx = Transaction {
+            app: Arc::clone(self),
+            db: self.db.begin().await?,
+            now,
+            revocations: Vec::new(),
+            has_posted: false,
+            replaced_avatar: None,
+        };
+        let done = work(&mut tx).await?;
+        tx.commit().await?;
+        Ok(done)
+    }
+
+    /// Runs in a task of its own what must not stop half-way when its caller goes.
+    pub(super) async fn run_to_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        if self.changes.is_closed() {
+            return Err(Error::Unavailable { what: Dependency::Shutdown, cause: None });
+        }
+        let bounded = tokio::time::timeout(CHANGE_TIMEOUT, work.in_current_span());
+        self.changes
+            .spawn(bounded)
+            .await
+            // Not the panic's own words, which may quote what it worked on.
+            .map_err(|_| Error::internal("a change panicked"))?
+            .map_err(|late| Error::Unavailable { what: Dependency::Database, cause: Some(late.into()) })?
+    }
+}
