@@ -1,5 +1,5 @@
 //! The outbox: messages are written in the transaction of the change that they tell of, and sent outside of any, by
-//! [`super::delivery`].
+//! `delivery.rs`.
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
