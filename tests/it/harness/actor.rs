@@ -133,24 +133,22 @@ impl Actor {
     async fn call_rest(&self, rpc: &str, fields: Value) -> Outcome {
         let Value::Object(mut fields) = fields else { panic!("fields are an object") };
         let (method, path, has_body) = route(rpc).unwrap_or_else(|| panic!("{rpc} has no REST route"));
-        let path: Vec<String> = path
+        let mut path = path
             .split('/')
             .map(|segment| match segment.strip_prefix('{').and_then(|s| s.strip_suffix('}')) {
                 Some(name) => plain(&fields.remove(name).unwrap_or_else(|| panic!("{rpc} needs {name}"))),
                 None => segment.to_owned(),
             })
-            .collect();
-        let mut request = self.request(method, &path.join("/"));
-        if has_body {
-            request = request.json(&fields);
-        } else if !fields.is_empty() {
+            .collect::<Vec<String>>()
+            .join("/");
+        if !has_body && !fields.is_empty() {
             let query: Vec<_> = fields.iter().map(|(k, v)| (k.clone(), plain(v))).collect();
             let query = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
-            let url = format!("{}{}?{query}", self.base, path.join("/"));
-            request = self.http.request(Method::GET, url);
-            if let Some(token) = &self.access_token {
-                request = request.bearer_auth(token);
-            }
+            path = format!("{path}?{query}");
+        }
+        let mut request = self.request(method, &path);
+        if has_body {
+            request = request.json(&fields);
         }
         outcome_of(request.send().await.unwrap()).await
     }
@@ -242,7 +240,6 @@ pub fn outcome_of_status(status: &Status) -> Outcome {
         Code::FailedPrecondition => 409,
         Code::ResourceExhausted => 429,
         Code::Internal => 500,
-        Code::Unimplemented => 501,
         Code::Unavailable => 503,
         Code::DeadlineExceeded => 504,
         other => panic!("contract §3 has no {other:?}: {status:?}"),
