@@ -1,9 +1,6 @@
 //! Accounts: made by admins, changed, deleted; and what follows from it.
 
-use std::{
-    io::Cursor,
-    time::{Duration, Instant},
-};
+use std::io::Cursor;
 
 use identity::entity::{
     audit_event, avatar, outbox, profile, session, user, user_group, user_permission, verification_code,
@@ -14,7 +11,7 @@ use sea_orm::{ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder}
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Actor, Face, PASSWORD, Service, everywhere, on_each_store},
+    harness::{Actor, Face, PASSWORD, Service, everywhere, on_each_store, within_a_second},
     user::user_id,
 };
 
@@ -30,8 +27,7 @@ async fn row(service: &Service, id: i64) -> user::Model {
 
 /// Marks the user's address as verified, by the code that was mailed to it.
 pub async fn verify(service: &Service, email: &str) {
-    let mail = service.mails_to(email, 1).await.remove(0);
-    let code: String = mail.text.chars().filter(char::is_ascii_digit).take(6).collect();
+    let code = service.code_mailed_to(email, 1).await;
     let fields = json!({ "email": email, "code": code });
     service.anonymous().call(Face::Rest, "AuthService.VerifyEmail", fields).await.expect(200);
 }
@@ -286,8 +282,7 @@ async fn a_code_for_the_old_address_does_not_verify_the_new_one() {
     everywhere(async |service, face| {
         let admin = service.admin("admin@example.com").await;
         let user = service.user("old@example.com").await;
-        let mail = service.mails_to("old@example.com", 1).await.remove(0);
-        let code: String = mail.text.chars().filter(char::is_ascii_digit).take(6).collect();
+        let code = service.code_mailed_to("old@example.com", 1).await;
         update(&admin, face, user_id(&user), json!({ "email": "new@example.com" })).await.expect(200);
         for email in ["old@example.com", "new@example.com"] {
             let guess = json!({ "email": email, "code": code });
@@ -325,14 +320,6 @@ async fn deactivation_ends_every_session_everywhere_and_for_good() {
         replica.stop().await;
     })
     .await;
-}
-
-async fn within_a_second(holds: impl AsyncFn() -> bool) {
-    let begun = Instant::now();
-    while !holds().await {
-        assert!(begun.elapsed() < Duration::from_secs(1), "not within a second");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

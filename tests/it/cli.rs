@@ -16,14 +16,6 @@ use crate::harness::{
 const COMMANDS: [&str; 8] =
     ["serve", "migrate", "createsuperuser", "outbox", "event-key", "healthcheck", "config", "openapi"];
 
-/// Registers somebody, and returns them with their tokens.
-async fn register(mut actor: Actor, email: &str) -> Actor {
-    let account = json!({ "email": email, "password": PASSWORD });
-    let registered = actor.call(Face::Rest, "AuthService.Register", account).await.expect(201);
-    actor.take_tokens(&registered);
-    actor
-}
-
 async fn status_of(actor: &Actor, path: &str) -> u16 {
     actor.request(Method::GET, path).send().await.unwrap().status().as_u16()
 }
@@ -52,7 +44,8 @@ async fn started_from_nothing_it_serves_and_says_where() {
     assert_eq!(status_of(&anonymous, "/api/health/").await, 200);
     let docs = anonymous.http.get(docs).send().await.unwrap();
     assert_eq!(docs.headers()["content-type"], "text/html; charset=utf-8");
-    register(anonymous, "user@example.com")
+    anonymous
+        .sign_up("user@example.com")
         .await
         .call(Face::Grpc, "ProfileService.GetMyProfile", json!({}))
         .await
@@ -87,7 +80,7 @@ async fn a_data_folder_may_have_any_name() {
 async fn tokens_outlive_a_restart() {
     let installation = Installation::new();
     let service = installation.serve().await;
-    let user = register(service.anonymous(), "user@example.com").await;
+    let user = service.anonymous().sign_up("user@example.com").await;
     service.stop().await;
 
     let service = installation.serve().await;
@@ -363,7 +356,7 @@ async fn replicas_that_start_at_once_over_an_empty_postgresql_are_one_service() 
     assert!(one.greeting.contains(&store), "{}", one.greeting);
     assert!(!one.greeting.contains(settings[4].1), "the password is in the greeting");
 
-    let user = register(one.anonymous(), "user@example.com").await;
+    let user = one.anonymous().sign_up("user@example.com").await;
     user.at(other.address).call(Face::Rest, "ProfileService.GetMyProfile", json!({})).await.expect(200);
     assert!(!here.folder().join("data").exists(), "with PostgreSQL and a key there is nothing to keep on disk");
     one.stop().await;

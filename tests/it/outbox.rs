@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::harness::{
-    Actor, Face, PASSWORD, Service, Store,
+    Face, Service, Store,
     process::{Installation, Peer},
     smtp::{Answer, MailServer, Stage, Taken},
     stores::{Database, migrated_database, setting},
@@ -76,11 +76,6 @@ async fn row_of(db: &Db, user_id: i64) -> outbox::Model {
     found.expect("a message")
 }
 
-async fn register(anyone: &Actor, email: &str) -> i64 {
-    let account = json!({ "email": email, "password": PASSWORD });
-    anyone.call(Face::Rest, "AuthService.Register", account).await.expect(201)["id"].as_i64().unwrap()
-}
-
 /// How often each address got a mail.
 fn by_recipient(taken: &[Taken]) -> BTreeMap<&str, usize> {
     taken.iter().fold(BTreeMap::new(), |mut counts, mail| {
@@ -102,7 +97,7 @@ async fn every_mail_arrives_once_though_the_server_refuses_hangs_and_says_no() {
             for n in 0..10 {
                 let email = format!("{why}{n}@example.com");
                 let begun = Instant::now();
-                register(&anyone, &email).await;
+                anyone.register(&email).await;
                 assert!(begun.elapsed() < Duration::from_secs(2), "{why}: a registration took {:?}", begun.elapsed());
                 expected.insert(email, 1);
             }
@@ -163,7 +158,7 @@ async fn a_kill_between_sending_and_settling_gives_a_second_copy_under_the_same_
     });
     let installation = installation(&database, &server);
     let service = installation.serve().await;
-    register(&service.anonymous(), "user@example.com").await;
+    service.anonymous().register("user@example.com").await;
     wait_until(SOON, "the first copy", async || !took.lock().unwrap().is_empty()).await;
     service.kill();
 
@@ -187,7 +182,7 @@ async fn a_lost_answer_brings_a_second_copy_under_the_same_id() {
             _ => Answer::Yes,
         });
         let service = service(store, &server).await;
-        let id = register(&service.anonymous(), "user@example.com").await;
+        let id = service.anonymous().register("user@example.com").await;
         wait_until(SOON, "the failure", async || row_of(&service.app.db, id).await.last_error.is_some()).await;
         service.clock.advance(TimeDelta::seconds(2));
         let taken = server.take(2, SOON).await;
@@ -228,7 +223,7 @@ async fn of_several_replicas_one_sends_each_mail() {
         let replicas = [first.replica().await, first.replica().await];
         let actors = [first.anonymous(), replicas[0].anonymous(), replicas[1].anonymous()];
         let emails: Vec<_> = (0..45).map(|n| format!("user{n}@example.com")).collect();
-        join_all(emails.iter().enumerate().map(|(n, email)| register(&actors[n % 3], email))).await;
+        join_all(emails.iter().enumerate().map(|(n, email)| actors[n % 3].register(email))).await;
         server.take(45, BACK).await;
         sleep(Duration::from_secs(1)).await;
         assert!(by_recipient(&server.taken()).values().all(|count| *count == 1), "on {store:?}");
@@ -257,7 +252,7 @@ async fn who_is_refused_for_good_is_given_up_at_once_and_who_is_not_waits() {
         let (anyone, db) = (service.anonymous(), &service.app.db);
         let mut ids = BTreeMap::new();
         for who in ["gone", "full", "relay", "spam", "fine"] {
-            ids.insert(who, register(&anyone, &format!("{who}@example.com")).await);
+            ids.insert(who, anyone.register(&format!("{who}@example.com")).await);
         }
         let seen = async |who: &str| {
             let row = row_of(db, ids[who]).await;
@@ -300,7 +295,7 @@ async fn a_no_that_every_mail_would_get_gives_up_none() {
             _ => Answer::Yes,
         });
         let service = service_with(Store::Sqlite, &server, &credentials).await;
-        let id = register(&service.anonymous(), "user@example.com").await;
+        let id = service.anonymous().register("user@example.com").await;
         let db = &service.app.db;
         wait_until(SOON, "an attempt", async || row_of(db, id).await.last_error.is_some()).await;
         let row = row_of(db, id).await;
@@ -329,7 +324,7 @@ async fn the_next_attempt_is_never_far_while_the_server_is_away_and_later_spares
         });
         let service = service(Store::Sqlite, &server).await;
         let db = &service.app.db;
-        let id = register(&service.anonymous(), "user@example.com").await;
+        let id = service.anonymous().register("user@example.com").await;
         wait_until(SOON, "an attempt", async || row_of(db, id).await.last_error.is_some()).await;
         let tx = db.begin().await.unwrap();
         let update = outbox::Entity::update_many().col_expr(outbox::Column::Attempts, Expr::value(attempts));
@@ -359,7 +354,7 @@ async fn a_message_that_cannot_be_read_and_one_that_hangs_hold_up_no_other() {
         let service = service(store, &server).await;
         let (anyone, db) = (service.anonymous(), &service.app.db);
         let template = {
-            let id = register(&anyone, "first@example.com").await;
+            let id = anyone.register("first@example.com").await;
             server.take(1, SOON).await;
             wait_until(SOON, "the settling", async || row_of(db, id).await.state == State::Sent).await;
             row_of(db, id).await
@@ -381,10 +376,10 @@ async fn a_message_that_cannot_be_read_and_one_that_hangs_hold_up_no_other() {
             tx.commit().await.unwrap();
         }
         for n in 0..5 {
-            register(&anyone, &format!("hangs{n}@example.com")).await;
+            anyone.register(&format!("hangs{n}@example.com")).await;
         }
         for n in 0..20 {
-            register(&anyone, &format!("user{n}@example.com")).await;
+            anyone.register(&format!("user{n}@example.com")).await;
         }
         server.take(21, SOON).await;
         let unreadable = "the payload can't be read: was SECRET_KEY another?";
@@ -430,8 +425,8 @@ async fn an_operator_sees_what_was_given_up_and_has_it_tried_anew() {
         });
         let db = open(&database).await;
         let service = installation.serve().await;
-        let gone = register(&service.anonymous(), "gone@example.com").await;
-        let late = register(&service.anonymous(), "late@example.com").await;
+        let gone = service.anonymous().register("gone@example.com").await;
+        let late = service.anonymous().register("late@example.com").await;
         // Two days ago, so that the next failure is the last.
         wait_until(SOON, "an attempt", async || row_of(&db, late).await.last_error.is_some()).await;
         let posted_at = row_of(&db, late).await.created_at - TimeDelta::days(2);
@@ -485,8 +480,8 @@ async fn an_operator_sees_what_was_given_up_and_has_it_tried_anew() {
 async fn mail_goes_to_a_domain_in_the_spelling_that_every_server_takes() {
     let server = MailServer::start().await;
     let service = service(Store::Sqlite, &server).await;
-    register(&service.anonymous(), "user@пример.рф").await;
-    let beyond = register(&service.anonymous(), "почта@example.com").await;
+    service.anonymous().register("user@пример.рф").await;
+    let beyond = service.anonymous().register("почта@example.com").await;
     assert_eq!(server.take(1, SOON).await[0].to, "user@xn--e1afmkfd.xn--p1ai");
     // The other has no other spelling, and this server takes none like it.
     wait_until(SOON, "the refusal", async || row_of(&service.app.db, beyond).await.state == State::Abandoned).await;
@@ -506,7 +501,7 @@ async fn where_tls_is_asked_for_nothing_goes_in_the_clear() {
     });
     let settings = [("EMAIL_USE_TLS", "true"), ("EMAIL_HOST_USER", "me"), ("EMAIL_HOST_PASSWORD", "secret")];
     let service = service_with(Store::Sqlite, &server, &settings).await;
-    let id = register(&service.anonymous(), "user@example.com").await;
+    let id = service.anonymous().register("user@example.com").await;
     wait_until(SOON, "an attempt", async || row_of(&service.app.db, id).await.last_error.is_some()).await;
     let row = row_of(&service.app.db, id).await;
     assert_eq!((row.state, &row.last_error.unwrap()[..9]), (State::Pending, "STARTTLS:"));
@@ -560,7 +555,7 @@ async fn a_real_mail_server_takes_mail_over_tls_of_both_kinds_after_a_login() {
         }
         // As long as nobody vouches for its certificate, it gets nothing.
         let service = installation.serve().await;
-        register(&service.anonymous(), "user@example.com").await;
+        service.anonymous().register("user@example.com").await;
         wait_until(SOON, "an attempt", async || {
             let listed = installation.run(&["outbox"]).await.expect(0).stdout;
             listed.contains("certificate")

@@ -1,9 +1,6 @@
 //! Registration: who gets an account, and with what.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::future::join_all;
 use identity::entity::{profile, session, user};
@@ -14,7 +11,7 @@ use serde_json::{Value, json};
 use crate::harness::{
     Face, PASSWORD, Service, Store,
     actor::{Outcome, claims, outcome_of},
-    everywhere, on_each_store,
+    everywhere, on_each_store, wait_until,
 };
 
 const REQUIRED: &str = "This field is required.";
@@ -275,10 +272,7 @@ async fn a_hundred_registrations_of_one_address_at_once_make_one_account() {
 
         // One mail, from whichever replica takes it out of the outbox.
         let sent = || service.mails.lock().unwrap().len() + replica.mails.lock().unwrap().len();
-        let began = Instant::now();
-        while sent() == 0 && began.elapsed() < Duration::from_secs(5) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        wait_until(Duration::from_secs(5), "the mail", async || sent() > 0).await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(sent(), 1);
         replica.stop().await;

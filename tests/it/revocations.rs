@@ -11,21 +11,10 @@ use sea_orm::ConnectionTrait;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{Actor, Face, PASSWORD, Service, Store, actor::claims, everywhere, on_each_store};
+use crate::harness::{
+    Actor, Face, PASSWORD, Service, Store, actor::claims, everywhere, on_each_store, within_a_second,
+};
 use crate::user::{set_flags, user_id};
-
-/// Asks until the answer is yes, for a second at most.
-#[track_caller]
-fn within_a_second(ask: impl AsyncFn() -> bool) -> impl Future<Output = ()> {
-    let caller = std::panic::Location::caller();
-    async move {
-        let began = Instant::now();
-        while !ask().await {
-            assert!(began.elapsed() < Duration::from_secs(1), "still not so after a second: {caller}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-}
 
 /// What the service says of the actor's access token.
 async fn looked_into(actor: &Actor, face: Face) -> Result<Value, u16> {

@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Actor, Face, Service, everywhere, on_each_store},
+    harness::{Actor, Face, Service, everywhere, on_each_store, within_a_second},
     user::user_id,
 };
 
@@ -86,22 +86,14 @@ async fn a_changed_role_counts_on_every_replica_within_a_second() {
         assert_eq!([may(&staff).await, may(&there).await], [403, 403]);
         add(&admin, face, id, "admin").await.expect(201);
         assert_eq!(may(&staff).await, 200, "with the token from before");
-        until(async || may(&there).await == 200).await;
+        within_a_second(async || may(&there).await == 200).await;
         let fields = json!({ "id": id, "role": "admin" });
         admin.call(face, "RoleService.RemoveUserRole", fields).await.expect(204);
         assert_eq!(may(&staff).await, 403);
-        until(async || may(&there).await == 403).await;
+        within_a_second(async || may(&there).await == 403).await;
         replica.stop().await;
     })
     .await;
-}
-
-async fn until(holds: impl AsyncFn() -> bool) {
-    let begun = std::time::Instant::now();
-    while !holds().await {
-        assert!(begun.elapsed().as_millis() < 1000, "not within a second");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

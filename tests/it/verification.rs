@@ -5,18 +5,12 @@ use identity::entity::{outbox, verification_code};
 use sea_orm::EntityTrait;
 use serde_json::{Value, json};
 
-use crate::harness::{Face, PASSWORD, Service, Store, everywhere, on_each_store};
+use crate::harness::{Face, PASSWORD, Service, Store, everywhere, on_each_store, wait_until};
+
+/// How long the outbox may take.
+const SOON: std::time::Duration = std::time::Duration::from_secs(5);
 
 const WRONG: [&str; 1] = ["Invalid or expired verification code."];
-
-/// The code in the `count`th mail to this address.
-async fn code(service: &Service, email: &str, count: usize) -> String {
-    let mails = service.mails_to(email, count).await;
-    let text = &mails[count - 1].text;
-    let digits: String = text.chars().filter(char::is_ascii_digit).take(6).collect();
-    assert!(text.contains(&format!("code is {digits}.")), "{text}");
-    digits
-}
 
 fn guess(email: &str, code: &str) -> Value {
     json!({ "email": email, "code": code })
@@ -31,7 +25,7 @@ fn other(code: &str) -> String {
 async fn the_code_mailed_at_registration_verifies_the_address_and_tokens_know_at_once() {
     everywhere(async |service, face| {
         let user = service.user("user@example.com").await;
-        let code = code(service, "user@example.com", 1).await;
+        let code = service.code_mailed_to("user@example.com", 1).await;
         let answer = user.call(face, "AuthService.VerifyEmail", guess("USER@example.com", &code)).await.expect(200);
         assert_eq!(answer, json!({ "message": "Email verified successfully", "is_verified": true }));
 
@@ -48,7 +42,7 @@ async fn the_code_mailed_at_registration_verifies_the_address_and_tokens_know_at
 async fn wrong_expired_voided_and_unknown_are_told_in_the_same_words() {
     everywhere(async |service, face| {
         let user = service.user("user@example.com").await;
-        let first = code(service, "user@example.com", 1).await;
+        let first = service.code_mailed_to("user@example.com", 1).await;
         let verify =
             async |email: &str, code: &str| user.call(face, "AuthService.VerifyEmail", guess(email, code)).await;
         assert_eq!(verify("user@example.com", &other(&first)).await.expect_field(400, "code"), WRONG);
@@ -57,7 +51,7 @@ async fn wrong_expired_voided_and_unknown_are_told_in_the_same_words() {
 
         let sent = user.call(face, "AuthService.SendVerification", json!({})).await.expect(200);
         assert_eq!(sent, json!({ "message": "Verification email sent", "email": "user@example.com" }));
-        let second = code(service, "user@example.com", 2).await;
+        let second = service.code_mailed_to("user@example.com", 2).await;
         if first != second {
             assert_eq!(verify("user@example.com", &first).await.expect_field(400, "code"), WRONG, "voided");
         }
@@ -71,7 +65,7 @@ async fn wrong_expired_voided_and_unknown_are_told_in_the_same_words() {
 async fn five_misses_void_a_code_though_a_hundred_guesses_come_at_once() {
     on_each_store(async |service| {
         let user = service.user("user@example.com").await;
-        let code = code(service, "user@example.com", 1).await;
+        let code = service.code_mailed_to("user@example.com", 1).await;
         let wrong = other(&code);
         let guesses = (0..100).map(|_| {
             let (user, guess) = (user.clone(), guess("user@example.com", &wrong));
@@ -103,7 +97,7 @@ async fn codes_are_sent_once_a_minute_ten_times_a_day_and_not_to_the_verified() 
         assert_eq!(refused.status, 429, "the eleventh of a day");
         assert!(refused.retry_after > Some(23 * 3600), "{refused:?}");
 
-        let code = code(service, "user@example.com", 11).await;
+        let code = service.code_mailed_to("user@example.com", 11).await;
         user.call(face, "AuthService.VerifyEmail", guess("user@example.com", &code)).await.expect(200);
         assert_eq!(send().await.expect_field(400, "email"), ["This email address is already verified."]);
     })
@@ -134,14 +128,14 @@ async fn no_code_lies_in_the_database_before_or_after_its_mail() {
         service.user("user@example.com").await;
 
         // It can't be sent, so it waits, sealed.
-        wait_until(async || message(&service).await.last_error.is_some()).await;
+        wait_until(SOON, "an attempt", async || message(&service).await.last_error.is_some()).await;
         let waiting = message(&service).await.payload;
         assert!(waiting.len() > 40 && !waiting.contains("code") && !waiting.contains('@'), "{waiting}");
 
         // What stood in the way goes, and the mail goes out.
         std::fs::remove_file(&folder).unwrap();
         service.clock.advance(Duration::seconds(20));
-        wait_until(async || message(&service).await.state == outbox::State::Sent).await;
+        wait_until(SOON, "the mail", async || message(&service).await.state == outbox::State::Sent).await;
         assert_eq!(message(&service).await.payload, "");
         let mails: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|file| file.unwrap().path()).collect();
         let [mail] = mails.as_slice() else { panic!("one mail: {mails:?}") };
@@ -168,7 +162,7 @@ async fn what_needs_a_verified_address_says_so() {
                 assert!(refused.text.contains("Verify your email address first"), "{refused:?}");
                 assert!(face == Face::Rest || refused.reason.as_deref() == Some("EMAIL_NOT_VERIFIED"));
             }
-            let code = code(&service, "user@example.com", 1).await;
+            let code = service.code_mailed_to("user@example.com", 1).await;
             user.call(face, "AuthService.VerifyEmail", guess("user@example.com", &code)).await.expect(200);
             for (rpc, fields) in calls {
                 user.call(face, rpc, fields).await.expect(200);
@@ -181,16 +175,6 @@ async fn what_needs_a_verified_address_says_so() {
 /// The one message in the outbox.
 async fn message(service: &Service) -> outbox::Model {
     outbox::Entity::find().one(service.app.db.reader()).await.unwrap().unwrap()
-}
-
-async fn wait_until(done: impl AsyncFn() -> bool) {
-    for _ in 0..500 {
-        if done().await {
-            return;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
-    panic!("it did not come about within 5 s");
 }
 
 #[tokio::test(flavor = "multi_thread")]

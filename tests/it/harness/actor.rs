@@ -15,6 +15,8 @@ use tonic::{
 };
 use tonic_types::StatusExt;
 
+use super::PASSWORD;
+
 /// The two ways in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Face {
@@ -108,6 +110,23 @@ impl Actor {
     /// The same actor at this address, for a service that trusts `x-forwarded-for`.
     pub fn coming_from(&self, address: &str) -> Self {
         Self { forwarded_for: Some(address.to_owned()), ..self.clone() }
+    }
+
+    /// Registers Jane Doe with this address and `PASSWORD`. Returns the user's id.
+    pub async fn register(&self, email: &str) -> i64 {
+        self.registered(email).await["id"].as_i64().unwrap()
+    }
+
+    /// Registers Jane Doe with this address and `PASSWORD`, and makes the calls to come as that user.
+    pub async fn sign_up(mut self, email: &str) -> Self {
+        let registered = self.registered(email).await;
+        self.take_tokens(&registered);
+        self
+    }
+
+    async fn registered(&self, email: &str) -> Value {
+        let account = json!({ "email": email, "password": PASSWORD, "first_name": "Jane", "last_name": "Doe" });
+        self.call(Face::Rest, "AuthService.Register", account).await.expect(201)
     }
 
     /// Calls `Service.Rpc` with these fields. Panics if the rpc has no REST route and `face` is REST.

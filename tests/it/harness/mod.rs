@@ -9,7 +9,7 @@ pub mod service;
 pub mod smtp;
 pub mod stores;
 
-use std::time::Duration;
+use std::{panic::Location, time::Duration};
 
 use tokio::time::Instant;
 
@@ -32,13 +32,32 @@ pub async fn everywhere(test: impl AsyncFn(&Service, Face)) {
     }
 }
 
-/// Waits until it is so; panics if it isn't within `bound`.
-pub async fn wait_until(bound: Duration, what: &str, is_so: impl AsyncFn() -> bool) {
-    let begun = Instant::now();
-    while !is_so().await {
-        assert!(begun.elapsed() < bound, "{what}: not within {bound:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+/// What `ask` finds, as soon as it finds something; panics, naming the caller's line, if it doesn't within `bound`.
+#[track_caller]
+pub fn wait_for<T>(bound: Duration, what: &str, ask: impl AsyncFn() -> Option<T>) -> impl Future<Output = T> {
+    let caller = Location::caller();
+    async move {
+        let begun = Instant::now();
+        loop {
+            if let Some(found) = ask().await {
+                return found;
+            }
+            assert!(begun.elapsed() < bound, "{what}: not within {bound:?}; {caller}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
+}
+
+/// Waits until it is so; panics, naming the caller's line, if it isn't within `bound`.
+#[track_caller]
+pub fn wait_until(bound: Duration, what: &str, is_so: impl AsyncFn() -> bool) -> impl Future<Output = ()> {
+    wait_for(bound, what, async move || is_so().await.then_some(()))
+}
+
+/// Waits until it is so, for as long as a change may take to count on every replica.
+#[track_caller]
+pub fn within_a_second(is_so: impl AsyncFn() -> bool) -> impl Future<Output = ()> {
+    wait_until(Duration::from_secs(1), "what every replica has to know", is_so)
 }
 
 /// Runs the test on each store.

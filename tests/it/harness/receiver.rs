@@ -9,7 +9,9 @@ use std::{
 use axum::{Router, body::Bytes, extract::State, http::HeaderMap, response::IntoResponse};
 use reqwest::StatusCode;
 use serde_json::Value;
-use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
+use tokio::{net::TcpListener, task::JoinHandle};
+
+use super::wait_for;
 
 /// A request as it came.
 #[derive(Debug, Clone)]
@@ -84,16 +86,12 @@ impl Receiver {
 
     /// The requests that were answered with success, once there are `count` of them.
     pub async fn take(&self, count: usize, bound: Duration) -> Vec<Received> {
-        let begun = Instant::now();
-        loop {
+        wait_for(bound, &format!("{count} events"), async || {
             let mut taken = self.received();
             taken.retain(|received| received.status.is_some_and(|status| status < 300));
-            if taken.len() >= count {
-                return taken;
-            }
-            assert!(begun.elapsed() < bound, "{} of {count} events came within {bound:?}", taken.len());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            (taken.len() >= count).then_some(taken)
+        })
+        .await
     }
 }
 

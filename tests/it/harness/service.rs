@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Actor, Face, PASSWORD,
     stores::{Database, Store, migrated_database},
+    wait_for,
 };
 
 /// What holds in every test that says nothing else. Limits stand in the way of tests of something else.
@@ -123,14 +124,20 @@ impl Service {
 
     /// The mails sent to `email`, once there are `count` of them.
     pub async fn mails_to(&self, email: &str, count: usize) -> Vec<Mail> {
-        for _ in 0..500 {
+        wait_for(Duration::from_secs(5), &format!("{count} mails to {email}"), async || {
             let mails: Vec<_> = self.mails.lock().unwrap().iter().filter(|mail| mail.to == email).cloned().collect();
-            if mails.len() >= count {
-                return mails;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("{count} mails to {email} did not come within 5 s")
+            (mails.len() >= count).then_some(mails)
+        })
+        .await
+    }
+
+    /// The code in the `nth` mail to `email`, counted from 1.
+    pub async fn code_mailed_to(&self, email: &str, nth: usize) -> String {
+        let mail = self.mails_to(email, nth).await.remove(nth - 1);
+        let (_, code) = mail.text.split_once("code is ").unwrap_or_else(|| panic!("no code: {}", mail.text));
+        let (code, _) = code.split_once('.').unwrap_or_else(|| panic!("no code: {}", mail.text));
+        assert!(code.len() == 6 && code.bytes().all(|digit| digit.is_ascii_digit()), "{}", mail.text);
+        code.to_owned()
     }
 
     /// Whoever comes without a token.
@@ -140,11 +147,7 @@ impl Service {
 
     /// A new user, logged in.
     pub async fn user(&self, email: &str) -> Actor {
-        let mut actor = self.anonymous();
-        let account = json!({ "email": email, "password": PASSWORD, "first_name": "Jane", "last_name": "Doe" });
-        let registered = actor.call(Face::Rest, "AuthService.Register", account).await.expect(201);
-        actor.take_tokens(&registered);
-        actor
+        self.anonymous().sign_up(email).await
     }
 
     /// A new superuser, logged in.

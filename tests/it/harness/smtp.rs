@@ -10,8 +10,9 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
     task::JoinHandle,
-    time::Instant,
 };
+
+use super::wait_for;
 
 /// Where a conversation stands when the server has to answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,15 +126,8 @@ impl MailServer {
 
     /// What it has taken, once there are `count` of them; panics if they don't come within `bound`.
     pub async fn take(&self, count: usize, bound: Duration) -> Vec<Taken> {
-        let begun = Instant::now();
-        loop {
-            let taken = self.taken();
-            if taken.len() >= count {
-                return taken;
-            }
-            assert!(begun.elapsed() < bound, "{} of {count} mails came within {bound:?}", taken.len());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        wait_for(bound, &format!("{count} mails"), async || Some(self.taken()).filter(|taken| taken.len() >= count))
+            .await
     }
 }
 
