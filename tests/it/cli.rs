@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use url::Url;
 
 use crate::harness::{
-    Actor, Face, PASSWORD, Store,
+    Actor, Face, PASSWORD, Store, has_postgres,
     process::{Installation, run},
+    skip,
     stores::empty_database,
 };
 
@@ -320,8 +321,7 @@ async fn the_log_is_text_on_a_terminal() {
     let mut on_terminal = installation.command("script");
     on_terminal.args(["-qec", &format!("'{}' migrate", env!("CARGO_BIN_EXE_identity")), "/dev/null"]);
     if installation.command("script").arg("--version").output().is_err() {
-        eprintln!("skipped: there is no `script`");
-        return;
+        return skip("there is no `script`");
     }
     let shown = run(on_terminal, "").await.expect(0).stdout;
     assert!(shown.contains("m0001_init") && shown.contains('\x1b'), "{shown:?}");
@@ -343,8 +343,7 @@ fn postgres_settings(url: &str) -> [(&'static str, String); 6] {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_that_start_at_once_over_an_empty_postgresql_are_one_service() {
-    if !Store::all().contains(&Store::Postgres) {
-        eprintln!("skipped: TEST_STORES leaves PostgreSQL out");
+    if !has_postgres() {
         return;
     }
     let database = empty_database(Store::Postgres).await;

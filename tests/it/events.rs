@@ -18,9 +18,10 @@ use tokio::time::{Instant, sleep};
 use crate::harness::{
     Face, PASSWORD, Service, Store,
     process::{Installation, Peer},
+    python,
     receiver::{Received, Receiver},
     smtp::{Answer, MailServer},
-    stores::{migrated_database, setting},
+    stores::migrated_database,
     wait_until,
 };
 
@@ -382,9 +383,7 @@ async fn the_event_on_the_page_is_like_a_real_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_receiver_on_the_page_takes_our_events_and_no_others() {
-    let Some(python) = setting("IDENTITY_TEST_PYTHON") else {
-        return eprintln!("skipped: IDENTITY_TEST_PYTHON names no Python");
-    };
+    let Some(python) = python() else { return };
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let url = format!("http://127.0.0.1:{port}/events");
     let installation = Installation::with(&[("NOTIFICATION_SERVICE_URL", &url)]);

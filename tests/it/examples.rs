@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::harness::{
     process::{Installation, run},
-    stores::setting,
+    python, skip,
 };
 
 /// A file of `tests/examples`.
@@ -105,7 +105,7 @@ fn assert_changed_profile(answer: &Value) {
 pub fn is_here(command: &mut Command, name: &str) -> bool {
     let is_here = command.output().is_ok_and(|output| output.status.success());
     if !is_here {
-        eprintln!("skipped: there is no {name}");
+        skip(&format!("there is no {name}"));
     }
     is_here
 }
@@ -161,10 +161,7 @@ async fn the_curl_example_of_an_avatar_prints_what_the_document_shows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_python_example_prints_what_the_document_shows() {
-    let Some(python) = setting("IDENTITY_TEST_PYTHON") else {
-        eprintln!("skipped: IDENTITY_TEST_PYTHON names no Python with `requests`; scripts/test makes one");
-        return;
-    };
+    let Some(python) = python() else { return };
     let installation = Installation::new();
     let service = installation.serve().await;
     let mut command = installation.command(&python);

@@ -1,6 +1,10 @@
 //! gRPC as a client sees it: reflection, health, status codes and their details, limits of size and time.
 
-use std::process::{Command, Output, Stdio};
+use std::{
+    env,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
 
 use futures_util::{StreamExt, stream};
 use identity::pb;
@@ -11,7 +15,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 use tonic_types::StatusExt;
 
 use crate::{
-    harness::{Actor, Face, PASSWORD, Service, Store, actor::outcome_of_status, stores::setting},
+    harness::{Actor, Face, PASSWORD, Service, Store, actor::outcome_of_status, python, skip, stores::setting},
     rest_parity::rpcs,
 };
 
@@ -73,35 +77,41 @@ async fn run(command: &mut Command) -> Output {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn grpcurl_lists_describes_and_calls() {
-    if Command::new("grpcurl").arg("--version").output().is_err() {
-        return eprintln!("skipped: there is no grpcurl");
+async fn the_commands_of_the_readme_list_describe_and_call() {
+    let Some(python) = python() else { return };
+    let program = Path::new(&python).with_file_name("grpcurl");
+    if !Command::new(&program).arg("--version").output().is_ok_and(|run| run.status.success()) {
+        return skip(&format!("no {} that runs here; `scripts/test` makes one for x86-64", program.display()));
     }
+    let path = setting("PATH").unwrap_or_default();
     let service = Service::start(Store::Sqlite).await;
     let user = service.user("user@example.com").await;
-    let (address, token) = (service.address.to_string(), user.access_token.unwrap());
-    let grpcurl = async |arguments: &[&str]| {
-        let run = run(Command::new("grpcurl").arg("-plaintext").args(arguments)).await;
-        let (out, err) = (String::from_utf8(run.stdout).unwrap(), String::from_utf8(run.stderr).unwrap());
-        assert!(run.status.success(), "{arguments:?}: {err}");
-        out
-    };
-    let listed = grpcurl(&[&address, "list"]).await;
-    assert!(listed.contains("identity.v1.AuthService") && listed.contains("grpc.health.v1.Health"), "{listed}");
-    let described = grpcurl(&[&address, "describe", "identity.v1.UserService.GetUser"]).await;
-    assert!(described.contains("rpc GetUser ( .identity.v1.GetUserRequest )"), "{described}");
-    let bearer = format!("authorization: Bearer {token}");
-    let answer = grpcurl(&["-H", &bearer, "-d", r#"{"id": 1}"#, &address, "identity.v1.UserService/GetUser"]).await;
-    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
-    assert_eq!(answer["email"], "user@example.com");
+    let folders = env::join_paths(program.parent().map(Path::to_owned).into_iter().chain(env::split_paths(&path)));
+    let readme = include_str!("../../README.md").lines().filter(|line| line.starts_with("grpcurl "));
+    let mut printed = Vec::new();
+    for command in readme {
+        let here = command.replace("localhost:8000", &service.address.to_string());
+        assert_ne!(here, command, "it calls somebody else");
+        let mut bash = Command::new("bash");
+        bash.args(["-c", &here])
+            .env("PATH", folders.as_ref().unwrap())
+            .env("TOKEN", user.access_token.as_ref().unwrap());
+        let run = run(&mut bash).await;
+        assert!(run.status.success(), "{command}: {}", String::from_utf8_lossy(&run.stderr));
+        printed.push(String::from_utf8(run.stdout).unwrap());
+    }
+    let [listed, described, answer] = printed.as_slice() else { panic!("three commands: {printed:?}") };
+    assert_eq!(listed.lines().filter(|name| SERVICES.contains(name)).count(), listed.lines().count(), "{listed}");
+    assert!(SERVICES.iter().filter(|name| name.starts_with("identity.")).all(|name| listed.contains(name)), "{listed}");
+    assert!(described.contains("rpc Login ( .identity.v1.LoginRequest )"), "{described}");
+    let answer: serde_json::Value = serde_json::from_str(answer).unwrap();
+    assert_eq!(answer["user"]["email"], "user@example.com");
     service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_in_python_learns_the_contract_by_reflection_and_calls_it() {
-    let Some(python) = setting("IDENTITY_TEST_PYTHON") else {
-        return eprintln!("skipped: IDENTITY_TEST_PYTHON names no Python");
-    };
+    let Some(python) = python() else { return };
     let service = Service::start(Store::Sqlite).await;
     service.user("user@example.com").await;
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/peers/reflection_client.py");

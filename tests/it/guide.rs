@@ -7,8 +7,8 @@ use serde_json::Value;
 use crate::{
     examples::{assert_shape, is_here},
     harness::{
+        self,
         process::{Installation, run},
-        stores::setting,
     },
 };
 
@@ -71,10 +71,7 @@ async fn every_example_of_the_guide_answers_what_it_shows() {
         assert_eq!(steady(printed), steady(shown), "{}", example.code);
     }
 
-    let Some(interpreter) = setting("IDENTITY_TEST_PYTHON") else {
-        eprintln!("skipped: IDENTITY_TEST_PYTHON names no Python with gRPC; scripts/test makes one");
-        return;
-    };
+    let Some(interpreter) = harness::python() else { return };
     for example in python {
         let mut command = installation.command(&interpreter);
         command.args(["-c", &here(&example.code)]);

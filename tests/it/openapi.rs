@@ -14,7 +14,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Face, PASSWORD, Service, Store, actor::route, stores::setting},
+    harness::{Face, PASSWORD, Service, Store, actor::route, python},
     rest_parity::rpcs,
 };
 
@@ -83,13 +83,7 @@ fn laying_json_out_changes_nothing_of_it() {
 
 #[test]
 fn the_document_is_openapi_3_1() {
-    let Some(python) = setting("IDENTITY_TEST_PYTHON") else {
-        return eprintln!("skipped: IDENTITY_TEST_PYTHON names no Python");
-    };
-    let has_validator = Command::new(&python).args(["-c", "import openapi_spec_validator"]).output().unwrap();
-    if !has_validator.status.success() {
-        return eprintln!("skipped: that Python has no openapi-spec-validator");
-    }
+    let Some(python) = python() else { return };
     let script = "import json, sys, openapi_spec_validator as v; v.validate(json.load(sys.stdin), cls=v.OpenAPIV31SpecValidator)";
     let mut run =
         Command::new(python).args(["-c", script]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

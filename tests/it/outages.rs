@@ -9,15 +9,18 @@ use serde_json::json;
 use crate::harness::{
     Face, PASSWORD, Service,
     actor::outcome_of,
+    has_postgres,
     postgres::{self, PrivatePostgres},
-    stores::Store,
+    skip,
 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_its_database_the_service_says_503_within_two_seconds_and_comes_back_by_itself() {
-    if !Store::all().contains(&Store::Postgres) || !postgres::is_available() {
-        eprintln!("skipped: it takes a PostgreSQL server of its own");
+    if !has_postgres() {
         return;
+    }
+    if !postgres::can_be_started() {
+        return skip("it takes a PostgreSQL server of its own, and there is no `initdb`");
     }
     let server = PrivatePostgres::start().await;
     let service = Service::start_over(&server.url).await;

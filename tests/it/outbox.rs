@@ -28,8 +28,9 @@ use tokio::time::{Instant, sleep};
 use crate::harness::{
     Face, Service, Store,
     process::{Installation, Peer},
+    python, skip,
     smtp::{Answer, MailServer, Stage, Taken},
-    stores::{Database, migrated_database, setting},
+    stores::{Database, migrated_database},
     wait_until,
 };
 
@@ -526,9 +527,7 @@ fn mail_server_in_python(python: &str, way: &str, host: &str, port: u16, folder:
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_real_mail_server_takes_mail_over_tls_of_both_kinds_after_a_login() {
-    let Some(python) = setting("IDENTITY_TEST_PYTHON") else {
-        return eprintln!("skipped: IDENTITY_TEST_PYTHON names no Python");
-    };
+    let Some(python) = python() else { return };
     // An address of our own, since port 465 is one for all.
     let [.., high, low] = std::process::id().to_be_bytes();
     let own = format!("127.77.{high}.{}", low.max(1));
@@ -536,7 +535,7 @@ async fn a_real_mail_server_takes_mail_over_tls_of_both_kinds_after_a_login() {
         let port = match std::net::TcpListener::bind((host, port)) {
             Ok(listener) => listener.local_addr().unwrap().port(),
             Err(error) => {
-                eprintln!("skipped: {way}: nobody may listen on {host}:{port} here: {error}");
+                skip(&format!("{way}: nobody may listen on {host}:{port} here: {error}"));
                 continue;
             }
         };

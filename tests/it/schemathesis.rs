@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 
 use crate::harness::{
     process::{Installation, run_within},
-    stores::setting,
+    python,
 };
 
 /// So many requests are made up for each operation.
@@ -15,10 +15,7 @@ const BOUND: Duration = Duration::from_mins(9);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_service_is_as_its_openapi_document_says() {
-    let Some(python) = setting("IDENTITY_TEST_PYTHON") else {
-        eprintln!("skipped: IDENTITY_TEST_PYTHON names no Python with Schemathesis; scripts/test makes one");
-        return;
-    };
+    let Some(python) = python() else { return };
     let mut installation = Installation::new();
     for limit in ["RATE_LIMIT_API", "RATE_LIMIT_LOGIN", "RATE_LIMIT_REGISTER", "RATE_LIMIT_VERIFICATION"] {
         installation.set(limit, "off");

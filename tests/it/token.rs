@@ -14,8 +14,7 @@ use serde_json::{Value, json};
 use crate::harness::{
     Actor, Face, Service, Store,
     actor::{Outcome, claims, outcome_of, outcome_of_status},
-    everywhere, on_each_store,
-    stores::setting,
+    everywhere, on_each_store, python,
 };
 use crate::user::user_id;
 
@@ -136,10 +135,7 @@ async fn tokens_live_as_long_as_configured() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn simplejwt_itself_takes_our_tokens() {
-    let Some(python) = setting("IDENTITY_TEST_PYTHON") else {
-        eprintln!("skipped: IDENTITY_TEST_PYTHON names no Python with SimpleJWT; scripts/test provides one");
-        return;
-    };
+    let Some(python) = python() else { return };
     for algorithm in ["HS256", "HS384", "HS512"] {
         let key = "shared-with-the-services-that-verify-by-themselves-0123456789-0123456789";
         let settings = [("JWT_ALGORITHM", algorithm), ("JWT_SECRET_KEY", key)];

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 pub use actor::{Actor, Face, Outcome};
 pub use service::Service;
 pub use stores::Store;
+use stores::setting;
 
 /// A password that every rule allows.
 pub const PASSWORD: &str = "Tr0ub4dor&3x";
@@ -30,6 +31,33 @@ pub async fn everywhere(test: impl AsyncFn(&Service, Face)) {
             service.stop().await;
         }
     }
+}
+
+/// Says that a test, or a part of it, is left out here. In CI nothing is: with `CI=true` this panics.
+#[track_caller]
+pub fn skip(why: &str) {
+    assert!(setting("CI").as_deref() != Some("true"), "nothing is skipped in CI: {why}");
+    eprintln!("skipped: {why}");
+}
+
+/// The Python with clients to test against, if there is one; without it the test is to be skipped.
+#[track_caller]
+pub fn python() -> Option<String> {
+    let python = setting("IDENTITY_TEST_PYTHON");
+    if python.is_none() {
+        skip("IDENTITY_TEST_PYTHON names no Python; `scripts/test` makes one");
+    }
+    python
+}
+
+/// Whether there is PostgreSQL to test on; without it the test is to be skipped.
+#[track_caller]
+pub fn has_postgres() -> bool {
+    let has = Store::all().contains(&Store::Postgres);
+    if !has {
+        skip("TEST_STORES leaves PostgreSQL out");
+    }
+    has
 }
 
 /// What `ask` finds, as soon as it finds something; panics, naming the caller's line, if it doesn't within `bound`.

@@ -41,7 +41,12 @@ const WATCHDOG: &str = include_str!("postgres-watchdog.sh");
 
 /// Whether tests can have a PostgreSQL: a given one, or the programs to start one.
 pub fn is_available() -> bool {
-    setting("TEST_DATABASE_URL").is_some() || programs().is_some()
+    setting("TEST_DATABASE_URL").is_some() || can_be_started()
+}
+
+/// Whether a server can be started here.
+pub fn can_be_started() -> bool {
+    programs().is_some()
 }
 
 /// The server that all tests share, by the URL of its maintenance database and a role that may create others.
