@@ -2,6 +2,7 @@
 
 use std::{fs, time::Duration};
 
+use chrono::{DateTime, Utc};
 use reqwest::Method;
 use rustix::process::{Pid, Signal};
 use serde_json::json;
@@ -13,7 +14,7 @@ use tokio::{
 };
 
 use crate::harness::{
-    Face, PASSWORD,
+    Face, PASSWORD, Service, Store, has_postgres,
     process::{Installation, Serving},
 };
 
@@ -189,4 +190,21 @@ async fn what_was_acknowledged_outlives_a_kill() {
         assert_eq!(user.at(service.address).request(Method::GET, "/api/health/").send().await.unwrap().status(), 200);
         service.kill();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_that_the_service_can_not_do_without_takes_it_along_when_it_dies() {
+    // SQLite compares times as text, where the last of all times is not the greatest.
+    if !has_postgres() {
+        return;
+    }
+    let nowhere = [("EMAIL_BACKEND", "smtp"), ("EMAIL_HOST", "127.0.0.1"), ("EMAIL_PORT", "1")];
+    let service = Service::start_with(Store::Postgres, &nowhere).await;
+    let address = service.address;
+    service.user("user@example.com").await;
+    // A mail waits, and there is no time until which it could be leased: what works at the outbox panics.
+    service.set_clock(DateTime::<Utc>::MAX_UTC);
+    let said = service.end(BOUND).await;
+    assert_eq!(said, "a task of the service ended by itself; the log says which");
+    assert!(TcpStream::connect(address).await.is_err(), "it still listens");
 }

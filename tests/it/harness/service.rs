@@ -14,12 +14,13 @@ use identity::{
     config::Config,
     db::{Db, DbOptions},
     domain::user::EmailAddress,
+    error::Cause,
     mail::{Mail, Mailer, Outgoing},
     model::password::Password,
     server::Server,
 };
 use serde_json::json;
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -45,7 +46,7 @@ pub struct Service {
     database: Arc<Database>,
     settings: Vec<(String, String)>,
     stop: CancellationToken,
-    running: JoinHandle<()>,
+    running: JoinHandle<Result<(), Cause>>,
 }
 
 impl Service {
@@ -105,7 +106,7 @@ impl Service {
         let stop = CancellationToken::new();
         let running = tokio::spawn({
             let stop = stop.clone();
-            async move { server.run(stop).await.unwrap() }
+            async move { server.run(stop).await }
         });
         Self { app, clock, address, mails, database, settings, stop, running }
     }
@@ -113,7 +114,13 @@ impl Service {
     /// Asks it to stop, as SIGTERM does, and waits until it has.
     pub async fn stop(self) {
         self.stop.cancel();
-        self.running.await.unwrap();
+        self.running.await.unwrap().unwrap();
+    }
+
+    /// Waits until it stops by itself, for `bound` at most. Returns what it says of why.
+    pub async fn end(self, bound: Duration) -> String {
+        let ended = timeout(bound, self.running).await.unwrap_or_else(|_| panic!("it still runs after {bound:?}"));
+        ended.unwrap().expect_err("it was not told to stop").to_string()
     }
 
     /// Sets the clock to `at`.
