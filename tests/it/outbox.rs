@@ -23,7 +23,7 @@ use sea_orm::{
     sea_query::Expr,
 };
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use crate::harness::{
     Face, Service, Store,
@@ -93,37 +93,28 @@ async fn every_mail_arrives_once_though_the_server_refuses_hangs_and_says_no() {
         let installation = installation(&database, &server);
         let service = installation.serve().await;
         let anyone = service.anonymous();
-        let mut expected = BTreeMap::new();
-        let mut register_ten = async |why: &str| {
-            for n in 0..10 {
-                let email = format!("{why}{n}@example.com");
-                let begun = Instant::now();
-                anyone.register(&email).await;
-                assert!(begun.elapsed() < Duration::from_secs(2), "{why}: a registration took {:?}", begun.elapsed());
-                expected.insert(email, 1);
-            }
-        };
+        let mut expected = BTreeSet::new();
         server.go_away().await;
-        register_ten("refuses").await;
+        expected.extend(anyone.register_ten("refuses").await);
         sleep(Duration::from_secs(2)).await;
 
         server.answer(|stage| if stage == Stage::Greeting { Answer::Silence } else { Answer::Yes });
         server.come_back().await;
-        register_ten("greets-nobody").await;
+        expected.extend(anyone.register_ten("greets-nobody").await);
         sleep(Duration::from_secs(6)).await;
 
         server.answer(|stage| match stage {
             Stage::Text(_) => Answer::Silence,
             _ => Answer::Yes,
         });
-        register_ten("takes-for-ever").await;
+        expected.extend(anyone.register_ten("takes-for-ever").await);
         sleep(Duration::from_secs(6)).await;
 
         server.answer(|stage| match stage {
             Stage::Recipient(_) => Answer::Say("451 4.3.0 try again later".into()),
             _ => Answer::Yes,
         });
-        register_ten("not-now").await;
+        expected.extend(anyone.register_ten("not-now").await);
         sleep(Duration::from_secs(3)).await;
         assert_eq!(server.taken().len(), 0);
 
@@ -133,7 +124,7 @@ async fn every_mail_arrives_once_though_the_server_refuses_hangs_and_says_no() {
         assert_eq!(ids.len(), taken.len());
         sleep(Duration::from_secs(2)).await;
         let taken = server.taken();
-        let expected: BTreeMap<_, _> = expected.iter().map(|(email, count)| (email.as_str(), *count)).collect();
+        let expected: BTreeMap<_, _> = expected.iter().map(|email| (email.as_str(), 1)).collect();
         assert_eq!(by_recipient(&taken), expected, "on {store:?}");
         let db = open(&database).await;
         assert!(rows(&db).await.iter().all(|row| row.state == State::Sent && row.payload.is_empty()));

@@ -1,6 +1,11 @@
 //! Somebody who calls the service, by REST or by gRPC: the same rpc, the same fields, the same outcome to look at.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::LazyLock};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
 
 use identity::pb;
 use prost::Message;
@@ -122,6 +127,17 @@ impl Actor {
         let registered = self.registered(email).await;
         self.take_tokens(&registered);
         self
+    }
+
+    /// Registers ten, at addresses that begin with `why`, none of whom may have to wait. Returns the addresses.
+    pub async fn register_ten(&self, why: &str) -> Vec<String> {
+        let emails: Vec<_> = (0..10).map(|n| format!("{why}{n}@example.com")).collect();
+        for email in &emails {
+            let begun = Instant::now();
+            self.register(email).await;
+            assert!(begun.elapsed() < Duration::from_secs(2), "{why}: a registration took {:?}", begun.elapsed());
+        }
+        emails
     }
 
     async fn registered(&self, email: &str) -> Value {
