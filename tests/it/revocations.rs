@@ -156,7 +156,7 @@ async fn a_poll_reads_neither_rows_that_ran_out_nor_those_that_were_read_long_ag
         let yesterday = now - chrono::Duration::days(1);
         let tx = db.begin().await.unwrap();
         for (user, changed_at, expires_at) in [(1, long_ago, in_an_hour), (2, now, yesterday), (3, now, in_an_hour)] {
-            Revocation::of_user(user, changed_at, expires_at).write(&tx).await.unwrap();
+            Revocation::write_all(&[Revocation::of_user(user, changed_at, expires_at)], &tx).await.unwrap();
         }
         tx.commit().await.unwrap();
         let feed = Revocations::load(db, &service.clock).await.unwrap();
