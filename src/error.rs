@@ -212,6 +212,13 @@ impl From<Vec<Cow<'static, str>>> for Messages {
 }
 
 impl Error {
+    /// One field is wrong.
+    pub fn invalid(field: &'static str, message: &'static str) -> Self {
+        let mut errors = FieldErrors::default();
+        errors.wrong(field, message);
+        Self::Invalid(errors)
+    }
+
     /// A bug or a broken invariant; `cause` goes to the log.
     pub fn internal(cause: impl Into<Cause>) -> Self {
         Self::Internal(cause.into())

@@ -2,13 +2,9 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{Api, parse, parse_as_user};
+use super::{Api, new_account, owned, parse, parse_as_user};
 use crate::{
-    domain::{
-        registration::{NewAccount, Person},
-        user::{EmailAddress, PersonName},
-        verification::Code,
-    },
+    domain::{user::EmailAddress, verification::Code},
     entity::user,
     error::FieldErrors,
     model::{password::Password, role::Roles},
@@ -18,7 +14,9 @@ use crate::{
 #[tonic::async_trait]
 impl AuthService for Api {
     async fn register(&self, request: Request<pb::RegisterRequest>) -> Result<Response<pb::RegisterResponse>, Status> {
-        let (call, new) = parse(request, new_account)?;
+        let (call, new) = parse(request, |new, errors| {
+            new_account(new.email, new.password, [new.first_name, new.last_name], errors)
+        })?;
         let done = self.app.register(call, new).await?;
         Ok(Response::new(pb::RegisterResponse {
             id: done.user.id,
@@ -120,24 +118,6 @@ impl AuthService for Api {
     }
 }
 
-/// Whose account it will be, from the fields that registration and admins have in common.
-pub(super) fn new_account(new: pb::RegisterRequest, errors: &mut FieldErrors) -> Option<NewAccount> {
-    let email = errors.required("email", new.email);
-    let email = email.and_then(|raw| errors.check("email", EmailAddress::parse(&raw)));
-    let first_name = errors.check("first_name", PersonName::parse(&new.first_name.unwrap_or_default()));
-    let last_name = errors.check("last_name", PersonName::parse(&new.last_name.unwrap_or_default()));
-    let personal = [
-        email.as_ref().map(EmailAddress::as_str),
-        first_name.as_ref().map(PersonName::as_str),
-        last_name.as_ref().map(PersonName::as_str),
-    ];
-    let personal: Vec<_> = personal.into_iter().flatten().collect();
-    let password = errors.required("password", new.password);
-    let password = password.and_then(|raw| errors.check("password", Password::parse_new(&raw, &personal)));
-    let person = Person { email: email?, first_name: first_name?, last_name: last_name? };
-    Some(NewAccount { person, password: password? })
-}
-
 fn required_token(field: &'static str, token: Option<String>, errors: &mut FieldErrors) -> Option<String> {
     let token = errors.required(field, token)?;
     if token.trim().is_empty() {
@@ -157,8 +137,4 @@ fn summary(user: user::Model) -> pb::AccountSummary {
         is_active: user.is_active,
         is_verified: user.is_verified,
     }
-}
-
-pub(super) fn owned(names: Vec<&'static str>) -> Vec<String> {
-    names.into_iter().map(str::to_owned).collect()
 }

@@ -19,8 +19,13 @@ use std::sync::Arc;
 
 use crate::{
     app::App,
-    domain::caller::{Call, Caller},
+    domain::{
+        caller::{Call, Caller},
+        registration::{NewAccount, Person},
+        user::{EmailAddress, PersonName},
+    },
     error::{AuthFailure, Error, FieldErrors, Result},
+    model::password::Password,
 };
 
 /// What holds for each rpc, from its proto.
@@ -64,4 +69,31 @@ fn parse_as_user<M, T>(
     let (call, parsed) = parse(request, rules)?;
     let caller = call.caller.clone().ok_or(Error::Unauthenticated(AuthFailure::NoToken))?;
     Ok((call, caller, parsed))
+}
+
+/// Whose account it will be, from the fields that registration and admins have in common.
+fn new_account(
+    email: Option<String>,
+    password: Option<String>,
+    [first_name, last_name]: [Option<String>; 2],
+    errors: &mut FieldErrors,
+) -> Option<NewAccount> {
+    let email = errors.required("email", email);
+    let email = email.and_then(|raw| errors.check("email", EmailAddress::parse(&raw)));
+    let first_name = errors.check("first_name", PersonName::parse(&first_name.unwrap_or_default()));
+    let last_name = errors.check("last_name", PersonName::parse(&last_name.unwrap_or_default()));
+    let personal = [
+        email.as_ref().map(EmailAddress::as_str),
+        first_name.as_ref().map(PersonName::as_str),
+        last_name.as_ref().map(PersonName::as_str),
+    ];
+    let personal: Vec<_> = personal.into_iter().flatten().collect();
+    let password = errors.required("password", password);
+    let password = password.and_then(|raw| errors.check("password", Password::parse_new(&raw, &personal)));
+    let person = Person { email: email?, first_name: first_name?, last_name: last_name? };
+    Some(NewAccount { person, password: password? })
+}
+
+fn owned(names: Vec<&'static str>) -> Vec<String> {
+    names.into_iter().map(str::to_owned).collect()
 }

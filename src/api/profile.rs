@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{Api, auth::owned, parse_as_user, patch::Patch};
+use super::{Api, owned, parse_as_user, patch::Patch};
 use crate::{
     domain::{
         avatar::Upload,

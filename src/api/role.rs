@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{Api, auth::owned, parse, parse_as_user};
+use super::{Api, owned, parse, parse_as_user};
 use crate::{
     domain::{
         group::{Group, GroupName},

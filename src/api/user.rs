@@ -5,13 +5,7 @@ use std::num::NonZeroU64;
 use chrono::{DateTime, Utc};
 use tonic::{Request, Response, Status};
 
-use super::{
-    Api,
-    auth::{new_account, owned},
-    parse_as_user,
-    patch::Patch,
-    rest::RawQuery,
-};
+use super::{Api, new_account, owned, parse_as_user, patch::Patch, rest::RawQuery};
 use crate::{
     domain::{
         account::UserChange,
@@ -89,13 +83,7 @@ fn new_user(new: pb::CreateUserRequest, errors: &mut FieldErrors) -> Option<(New
         is_staff: new.is_staff.unwrap_or_default(),
         is_superuser: new.is_superuser.unwrap_or_default(),
     };
-    let account = pb::RegisterRequest {
-        email: new.email,
-        password: new.password,
-        first_name: new.first_name,
-        last_name: new.last_name,
-    };
-    Some((new_account(account, errors)?, standing))
+    Some((new_account(new.email, new.password, [new.first_name, new.last_name], errors)?, standing))
 }
 
 fn user_change(update: pb::UpdateUserRequest, errors: &mut FieldErrors) -> UserChange {

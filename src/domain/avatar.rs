@@ -12,7 +12,7 @@ use crate::{
     app::App,
     domain::change::Transaction,
     entity::{avatar, profile},
-    error::{Chain, Error, FieldErrors, Result},
+    error::{Chain, Error, Result},
     random,
 };
 
@@ -179,9 +179,7 @@ impl App {
         let made = made.await.map_err(Error::internal)?;
         let avatar = made.map_err(|error| {
             tracing::debug!(%error, "a picture can't be decoded");
-            let mut errors = FieldErrors::default();
-            errors.wrong("avatar", NOT_AN_IMAGE);
-            Error::Invalid(errors)
+            Error::invalid("avatar", NOT_AN_IMAGE)
         })?;
         if let Some(store) = &self.avatar_store {
             store.put(&avatar.name, avatar.bytes.clone()).await?;

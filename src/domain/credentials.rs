@@ -80,9 +80,7 @@ impl App {
         if changed? {
             return Ok(());
         }
-        errors = FieldErrors::default();
-        errors.wrong("old_password", "Your old password was entered incorrectly. Please enter it again.");
-        Err(Error::Invalid(errors))
+        Err(Error::invalid("old_password", "Your old password was entered incorrectly. Please enter it again."))
     }
 
     /// Whether the old password was right, and so the new one holds.

@@ -20,7 +20,7 @@ use crate::{
         user::{self, Column},
         user_group,
     },
-    error::{Denial, Error, FieldErrors, Resource, Result},
+    error::{Denial, Error, Resource, Result},
     model::role::{Role, Roles},
 };
 
@@ -307,7 +307,7 @@ impl App {
             return Err(Error::PermissionDenied(Denial::Role));
         }
         if ordering.names_email && !view.emails {
-            return Err(invalid("ordering", "You may not order by email."));
+            return Err(Error::invalid("ordering", "You may not order by email."));
         }
         // A release that spells this otherwise refuses the tokens of the one before, and their callers start anew.
         let list = format!("list of users {view:?} {filter:?} {ordering:?}");
@@ -371,18 +371,12 @@ impl App {
     }
 
     fn open_page_token(&self, list: &str, token: &str, ordering: &Ordering) -> Result<Vec<Value>> {
-        let foreign = || invalid("page_token", "It did not come with a page of this very list.");
+        let foreign = || Error::invalid("page_token", "It did not come with a page of this very list.");
         let keys = self.page_seal.open(list.as_bytes(), token).map_err(|_| foreign())?;
         let keys: Vec<KeyValue> = serde_json::from_slice(&keys).map_err(Error::internal)?;
         let values = ordering.terms.iter().zip(keys).map(|(term, value)| value.into_sql(term.key));
         values.collect::<Option<_>>().ok_or_else(foreign)
     }
-}
-
-fn invalid(field: &'static str, message: &'static str) -> Error {
-    let mut errors = FieldErrors::default();
-    errors.wrong(field, message);
-    Error::Invalid(errors)
 }
 
 /// Where a page begins, in SQL's terms.

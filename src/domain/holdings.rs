@@ -20,7 +20,7 @@ use crate::{
         permission::{Asked, MAX_PERMISSIONS, Permission, Permissions, id_of, id_query, named, permissions_of},
     },
     entity::{permission, user, user_group, user_permission},
-    error::{Conflict, Denial, Error, FieldErrors, Resource, Result},
+    error::{Conflict, Denial, Error, Resource, Result},
 };
 
 /// What a user may do, and where it comes from.
@@ -228,7 +228,5 @@ async fn holdings(db: &impl ConnectionTrait, user: &user::Model) -> Result<Holdi
 /// The user comes in a field here, and is not what the call is about.
 fn or_no_such_user(error: Error) -> Error {
     let Error::NotFound(Resource::User) = error else { return error };
-    let mut errors = FieldErrors::default();
-    errors.wrong("user_id", "There is no such user.");
-    Error::Invalid(errors)
+    Error::invalid("user_id", "There is no such user.")
 }

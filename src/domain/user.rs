@@ -139,7 +139,8 @@ pub fn short_name(user: &user::Model) -> &str {
 /// How a mail may greet the user. `None` where the address is not verified: whoever registered a stranger's address would
 /// choose the words that are mailed there.
 pub(super) fn greeting_name(user: &user::Model) -> Option<String> {
-    (user.is_verified && !short_name(user).is_empty()).then(|| short_name(user).to_owned())
+    let names = [short_name(user).to_owned(), full_name(user)];
+    names.into_iter().find(|name| user.is_verified && !name.is_empty())
 }
 
 /// Ids to look up at once.

@@ -21,7 +21,7 @@ use crate::{
         user::EmailAddress,
     },
     entity::{user, verification_code as code},
-    error::{AuthFailure, Denial, Error, FieldErrors, Result},
+    error::{AuthFailure, Denial, Error, Result},
     random,
 };
 
@@ -78,9 +78,7 @@ impl App {
                 let user = user::Entity::find_by_id(caller.user_id).lock_exclusive().one(&tx.db).await?;
                 let user = user.ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))?;
                 if user.is_verified {
-                    let mut errors = FieldErrors::default();
-                    errors.wrong("email", "This email address is already verified.");
-                    return Err(Error::Invalid(errors));
+                    return Err(Error::invalid("email", "This email address is already verified."));
                 }
                 tx.refuse_too_many_codes(user.id).await?;
                 tx.post_code(&user, true).await?;
@@ -99,9 +97,7 @@ impl App {
         if is_right {
             return Ok(());
         }
-        let mut errors = FieldErrors::default();
-        errors.wrong("code", "Invalid or expired verification code.");
-        Err(Error::Invalid(errors))
+        Err(Error::invalid("code", "Invalid or expired verification code."))
     }
 }
 
