@@ -46,6 +46,9 @@ pub const NOT_YET: &[&str] = &[
     "AUTH_COOKIES",
     "CORS_ALLOWED_ORIGINS",
     "GRPC_ADDR",
+    "REDIS_HOST",
+    "REDIS_PORT",
+    "REDIS_URL",
     "SECURE_HSTS_INCLUDE_SUBDOMAINS",
     "SECURE_HSTS_SECONDS",
     "SECURE_SSL_REDIRECT",
@@ -476,15 +479,11 @@ fn redis_url(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Option<SecretSt
     let url = r.optional(&variables::REDIS_URL, parse::redis_url);
     let host = r.optional(&variables::REDIS_HOST, parse::host);
     let port = r.value(&variables::REDIS_PORT, parse::port);
-    if url.is_none() && host.is_none() && r.is_set(&variables::REDIS_PORT) {
-        r.warn("REDIS_HOST is not set: nothing comes of REDIS_PORT");
-    }
     let url = url.or_else(|| match host? {
         host if host.contains(':') => Some(format!("redis://[{host}]:{port}")),
         host => Some(format!("redis://{host}:{port}")),
-    })?;
-    r.warn("Redis is set, but this release doesn't use it yet: each replica keeps counters and caches in process");
-    Some(url.into())
+    });
+    url.map(Into::into)
 }
 
 fn accounts(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Accounts {

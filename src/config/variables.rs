@@ -74,7 +74,7 @@ variables! {
         LISTEN_ADDR = "0.0.0.0:8000", "an IP address and a port, like 0.0.0.0:8000", Plain;
         /// A second listener, for gRPC only.
         GRPC_ADDR => "none", "an IP address and a port, like 0.0.0.0:9000", Plain;
-        /// Scheme and host of the links in answers and mails.
+        /// Scheme and host of the links in answers: those between pages, and those to pictures.
         PUBLIC_URL => "as the client sees it", "an http or https URL, like https://users.example.com", Plain;
         /// Whether gRPC clients may ask for the protos.
         REFLECTION = "true", "true or false", Plain;
@@ -95,7 +95,8 @@ variables! {
         JWT_REFRESH_EXPIRATION_DELTA = "604800", "a number of seconds, no less than JWT_EXPIRATION_DELTA", Plain;
         /// Until when tokens without a session, made by the Django service, are taken.
         ACCEPT_SIMPLEJWT_UNTIL => "never", "a time as in RFC 3339, like 2027-01-31T00:00:00Z", Plain;
-        /// Keys the verification codes, the outbox and the events.
+        /// Keys what is derived from it: the hashes of verification codes, the seal of the outbox and of page tokens, the
+        /// signatures of events, and the counters of limits.
         SECRET_KEY => "derived from the signing key", "a secret of at least 32 bytes", Fingerprint;
     }
     "Database" {
@@ -121,7 +122,7 @@ variables! {
     }
     "Redis" {
         /// The Redis that replicas share. It outranks `REDIS_HOST`.
-        REDIS_URL => "none: counters and caches are kept in process",
+        REDIS_URL => "none: each replica counts by itself",
             "a URL of redis, rediss, redis-sentinel or redis-cluster, like redis://redis:6379/1", Place;
         /// The Redis server, where there is no `REDIS_URL`.
         REDIS_HOST => "none", "a host name or an IP address", Plain;
@@ -191,7 +192,8 @@ variables! {
         AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE => "none", "a file", Plain;
     }
     "Limits" {
-        /// Failed logins per address and client.
+        /// Failed logins per address and client. In the same time a client may fail 50 times over all addresses; in a day,
+        /// clients that never logged in with an address may fail 100 times with it. A higher count raises both.
         RATE_LIMIT_LOGIN = "5/15m", "off, or a count and a time (s, m, h, d), like 5/15m", Plain;
         /// Whether a successful login counts as well.
         RATE_LIMIT_LOGIN_COUNTS = "failures", "failures or attempts", Plain;
