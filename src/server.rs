@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::{
-    api::{gate::Peer, router},
+    api::{gate::Peer, health, router},
     app::App,
     error::{Cause, Chain},
 };
@@ -66,12 +66,13 @@ impl Server {
 
     /// Serves until `stop`; then accepts nothing more, lets what runs finish, and closes the stores.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Cause> {
-        let (router, health) = router::router(&self.app).await?;
+        let (router, reporter) = router::router(&self.app).await?;
         let died = CancellationToken::new();
         let background = [
             supervise(Arc::clone(&self.app).follow_revocations(stop.clone()), &stop, &died),
             supervise(Arc::clone(&self.app).deliver_outbox(stop.clone()), &stop, &died),
             supervise(Arc::clone(&self.app).keep_house(stop.clone()), &stop, &died),
+            supervise(health::follow_database(Arc::clone(&self.app), reporter, stop.clone()), &stop, &died),
         ];
         let connections = GracefulShutdown::new();
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -116,7 +117,6 @@ impl Server {
         }
 
         drop(self.listener);
-        health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
         if tokio::time::timeout(DRAIN_TIMEOUT, connections.shutdown()).await.is_err() {
             tracing::warn!("some calls did not finish in time and were cut off");
         }

@@ -1,17 +1,41 @@
-//! `GET /api/health/`: whether the service can do its work. Asked often, and so not limited.
+//! Whether the service can do its work: `GET /api/health/`, and gRPC's `grpc.health.v1.Health`. Asked often, and so not
+//! limited.
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{Router, body::Body, extract::Request, response::Response, routing};
 use http::{HeaderValue, StatusCode, header};
+use tokio_util::sync::CancellationToken;
+use tonic::server::NamedService;
+use tonic_health::{ServingStatus, server::HealthReporter};
 
-use super::gate::{Face, Gate, Limit, Policy};
-use crate::{app::App, error::Chain};
+use super::{
+    Api,
+    gate::{Face, Gate, Limit, Policy},
+};
+use crate::{
+    app::App,
+    error::Chain,
+    pb::{
+        auth_service_server::AuthServiceServer, profile_service_server::ProfileServiceServer,
+        role_service_server::RoleServiceServer, user_service_server::UserServiceServer,
+    },
+};
 
 static HEALTH: Policy = Policy::open("Health", Limit::None);
 
 /// The database gets this long to answer.
 const DATABASE_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How long gRPC's health rests between two looks at the database. With the timeout, it is right within three seconds.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// What gRPC's health is asked of: the service as a whole, and each service of the contract.
+const SERVICES: [&str; 5] = [
+    "",
+    AuthServiceServer::<Api>::NAME,
+    UserServiceServer::<Api>::NAME,
+    ProfileServiceServer::<Api>::NAME,
+    RoleServiceServer::<Api>::NAME,
+];
 
 pub fn routes(app: &Arc<App>, gate: &Gate) -> Router {
     let (app, gate) = (Arc::clone(app), gate.clone());
@@ -35,4 +59,34 @@ async fn health(app: Arc<App>) -> Response {
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+/// Has gRPC's health say that everything is served: as it is at the start, which has just read from the database.
+pub async fn begin(reporter: &HealthReporter) {
+    report(reporter, ServingStatus::Serving).await;
+}
+
+/// Has gRPC's health say how the database is, until `stop`; then that nothing is served any more.
+pub async fn follow_database(app: Arc<App>, mut reporter: HealthReporter, stop: CancellationToken) {
+    let mut last = ServingStatus::Serving;
+    while let Some(answer) = stop.run_until_cancelled(app.db.ping(DATABASE_TIMEOUT)).await {
+        let now = if answer.is_ok() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        // Whoever watches hears of changes only.
+        if now != last {
+            report(&reporter, now).await;
+            last = now;
+        }
+        stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await;
+    }
+    report(&reporter, ServingStatus::NotServing).await;
+    // Ends the calls of those who watch, which would keep the connections open until they are cut off.
+    for name in SERVICES {
+        reporter.clear_service_status(name).await;
+    }
+}
+
+async fn report(reporter: &HealthReporter, status: ServingStatus) {
+    for name in SERVICES {
+        reporter.set_service_status(name, status).await;
+    }
 }

@@ -3,7 +3,7 @@
 mod auth;
 mod docs;
 pub mod gate;
-mod health;
+pub mod health;
 mod media;
 mod patch;
 mod profile;

@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// The router, and the handle by which gRPC's health service is told that the end is near.
+/// The router, and the handle by which gRPC's health service is told how the service is.
 pub async fn router(app: &Arc<App>) -> Result<(Router, HealthReporter), Cause> {
     let api = Arc::new(Api { app: Arc::clone(app) });
     let gate = Gate::new(Arc::clone(app));
@@ -53,13 +53,10 @@ pub async fn router(app: &Arc<App>) -> Result<(Router, HealthReporter), Cause> {
 
 /// The gRPC services: gRPC-Web is translated outside of the gate, so that the gate sees one kind of call.
 async fn grpc(api: &Arc<Api>, gate: &Gate, reflection: bool) -> Result<(Router, HealthReporter), Cause> {
-    let (reporter, health) = tonic_health::server::health_reporter();
-    reporter.set_serving::<AuthServiceServer<Api>>().await;
-    reporter.set_serving::<UserServiceServer<Api>>().await;
-    reporter.set_serving::<ProfileServiceServer<Api>>().await;
-    reporter.set_serving::<RoleServiceServer<Api>>().await;
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+    health::begin(&reporter).await;
 
-    let mut services = Routes::new(health);
+    let mut services = Routes::new(health_service);
     services = services
         .add_service(
             AuthServiceServer::from_arc(Arc::clone(api))

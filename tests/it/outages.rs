@@ -1,18 +1,55 @@
-//! What callers see while the database is away, and that the service finds back by itself. Contract §9.
+//! What callers see while the database is away (503 within two seconds, never 401), and that the service finds back by
+//! itself. `docs/operations.md` has the table of it, under "When something breaks".
 
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt, future::join_all};
 use reqwest::Method;
 use serde_json::json;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use crate::harness::{
-    Face, PASSWORD, Service,
+    Actor, Face, PASSWORD, Service,
     actor::outcome_of,
-    has_postgres,
+    has_postgres, on_each_store,
     postgres::{self, PrivatePostgres},
     skip,
 };
+
+/// How soon gRPC's health knows.
+const KNOWN_WITHIN: Duration = Duration::from_secs(3);
+
+/// What gRPC's health says of the service as a whole and of each of its services: it is the same.
+async fn grpc_health(of: &Actor) -> ServingStatus {
+    let mut client = HealthClient::new(of.channel.clone());
+    let services =
+        ["AuthService", "UserService", "ProfileService", "RoleService"].map(|name| format!("identity.v1.{name}"));
+    let mut said = Vec::new();
+    for service in services.into_iter().chain([String::new()]) {
+        said.push(client.check(HealthCheckRequest { service }).await.unwrap().into_inner().status());
+    }
+    // One that changes between two questions is asked again.
+    if said.iter().any(|status| *status != said[0]) { ServingStatus::Unknown } else { said[0] }
+}
+
+async fn until_grpc_health_is(wanted: ServingStatus, of: &Actor) {
+    let since = Instant::now();
+    while grpc_health(of).await != wanted {
+        assert!(since.elapsed() < KNOWN_WITHIN, "gRPC's health is not {wanted:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_health_says_when_the_database_is_away() {
+    on_each_store(async |service| {
+        let anyone = service.anonymous();
+        assert_eq!(grpc_health(&anyone).await, ServingStatus::Serving);
+        service.app.db.close().await;
+        until_grpc_health_is(ServingStatus::NotServing, &anyone).await;
+    })
+    .await;
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_its_database_the_service_says_503_within_two_seconds_and_comes_back_by_itself() {
@@ -36,8 +73,17 @@ async fn without_its_database_the_service_says_503_within_two_seconds_and_comes_
     let health =
         async || outcome_of(service.anonymous().request(Method::GET, "/api/health/").send().await.unwrap()).await;
     assert_eq!(health().await.status, 200);
+    let mut watched = HealthClient::new(user.channel.clone())
+        .watch(HealthCheckRequest { service: String::new() })
+        .await
+        .unwrap()
+        .into_inner()
+        .map(|said| said.unwrap().status());
+    assert_eq!(watched.next().await, Some(ServingStatus::Serving));
 
     server.kill_immediate().await;
+    until_grpc_health_is(ServingStatus::NotServing, &user).await;
+    assert_eq!(watched.next().await, Some(ServingStatus::NotServing));
     // At first each call finds out by itself; once the revocations are too old to be trusted, tokens are refused unread.
     for moment in ["at once", "after the revocations are stale"] {
         let each = calls.iter().flat_map(|call| Face::ALL.map(|face| (call, face)));
@@ -61,9 +107,14 @@ async fn without_its_database_the_service_says_503_within_two_seconds_and_comes_
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(health().await.status, 200);
+    until_grpc_health_is(ServingStatus::Serving, &user).await;
+    assert_eq!(watched.next().await, Some(ServingStatus::Serving));
     // Nothing was half done, and nobody was locked out.
     user.call(Face::Grpc, "AuthService.RefreshToken", calls[2].1.clone()).await.expect(200);
     user.call(Face::Grpc, "AuthService.Login", credentials).await.expect(200);
     user.call(Face::Grpc, "AuthService.Register", calls[3].1.clone()).await.expect(201);
     service.stop().await;
+    // It said that it goes, and let go.
+    assert_eq!(watched.next().await, Some(ServingStatus::NotServing));
+    assert_eq!(watched.next().await, None);
 }

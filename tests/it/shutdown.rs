@@ -3,6 +3,7 @@
 use std::{fs, time::Duration};
 
 use chrono::{DateTime, Utc};
+use futures_util::StreamExt;
 use reqwest::Method;
 use rustix::process::{Pid, Signal};
 use serde_json::json;
@@ -12,6 +13,7 @@ use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
 };
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use crate::harness::{
     Face, PASSWORD, Service, Store, has_postgres,
@@ -128,17 +130,22 @@ async fn logins_whose_passwords_are_being_hashed_are_answered() {
 async fn idle_connections_do_not_hold_up_the_end() {
     let installation = Installation::new();
     let mut service = installation.serve().await;
-    // HTTP/1.1 kept alive, HTTP/2 with nothing under way, and one that never said a word.
+    // HTTP/1.1 kept alive, HTTP/2 with nothing under way, one that watches gRPC's health, and one that never said a word.
     let mut kept_alive = connect(&service).await;
     kept_alive.write_all(b"GET /api/health/ HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
     assert!(read_until(&mut kept_alive, "}").await.starts_with("HTTP/1.1 200"));
     let http2 = service.anonymous();
     http2.call(Face::Grpc, "ProfileService.GetMyProfile", json!({})).await.expect(401);
+    let mut watching = HealthClient::new(service.anonymous().channel);
+    let mut watched = watching.watch(HealthCheckRequest { service: String::new() }).await.unwrap().into_inner();
+    assert_eq!(watched.next().await.unwrap().unwrap().status(), ServingStatus::Serving);
     let silent = connect(&service).await;
 
     service.signal(Signal::TERM);
     assert_eq!(service.exit_code(PROMPT).await, Some(0), "{}", service.log());
     assert_eq!(read_until(&mut kept_alive, "}").await, "", "the connection was closed");
+    assert_eq!(watched.next().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    assert!(watched.next().await.is_none());
     drop((http2, silent));
 }
 
