@@ -53,8 +53,8 @@ enum Command {
     /// Make a superuser. The password is asked for, or taken from `SUPERUSER_PASSWORD` or standard input.
     Createsuperuser {
         /// The e-mail address.
-        #[arg(long)]
-        email: String,
+        #[arg(long, value_parser = EmailAddress::parse)]
+        email: EmailAddress,
     },
     /// Show the mails and events that wait or were given up; give those that were given up another try.
     Outbox {
@@ -116,7 +116,7 @@ impl Cli {
             Command::Serve => serve().await,
             Command::Migrate => migrate().await,
             // Boxed, as a future of this size weighs on every command.
-            Command::Createsuperuser { email } => Box::pin(create_superuser(&email)).await,
+            Command::Createsuperuser { email } => Box::pin(create_superuser(email)).await,
             Command::Outbox { command: None } => show_outbox().await,
             Command::Outbox { command: Some(OutboxCommand::Requeue { which }) } => requeue(&which).await,
             Command::EventKey => Ok(say(Config::from_environment()?.keys()?.of_events().expose_secret())?),
@@ -178,8 +178,7 @@ async fn migrate() -> Result<(), Failure> {
     Ok(())
 }
 
-async fn create_superuser(email: &str) -> Result<(), Failure> {
-    let email = EmailAddress::parse(email).map_err(|wrong| format!("--email: {wrong}"))?;
+async fn create_superuser(email: EmailAddress) -> Result<(), Failure> {
     let mut config = configured()?;
     let password = match config.superuser_password.take() {
         Some(password) => password,
