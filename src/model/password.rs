@@ -7,7 +7,7 @@
 use std::{borrow::Cow, fmt, num::NonZeroU32};
 
 use argon2::{Algorithm, Argon2, Version};
-use aws_lc_rs::{constant_time, digest, pbkdf2, rand};
+use aws_lc_rs::{constant_time, digest, pbkdf2};
 use base64::{
     Engine as _,
     prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD},
@@ -19,6 +19,7 @@ use crate::{
     config::Hashing,
     error::{Error, Result},
     hash_pool::Scratch,
+    random,
 };
 
 pub const MIN_CHARS: usize = 8;
@@ -191,10 +192,9 @@ pub enum Verdict {
 /// The string to store for `password`, with a salt of its own.
 ///
 /// # Errors
-/// [`Error::Internal`] if the system has no randomness to give.
+/// [`Error::Internal`] if argon2 refuses the parameters.
 pub fn hash(password: &Password, params: Argon2Params, scratch: &mut Scratch) -> Result<String> {
-    let mut salt = [0; SALT_BYTES];
-    rand::fill(&mut salt).map_err(Error::internal)?;
+    let salt = random::bytes::<SALT_BYTES>();
     let mut output = [0; OUTPUT_BYTES];
     Argon2Recipe::ours(params).run(password, &salt, &mut output, params, scratch)?;
     Ok(phc_string(params, salt, output))
