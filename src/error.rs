@@ -54,7 +54,8 @@ pub enum AuthFailure {
     BadToken,
     /// The token was good once.
     ExpiredToken,
-    /// The session of the token was ended: by a logout, a changed password, or reuse of a refresh token.
+    /// The session of the token is over: by a logout, a changed password, reuse of a refresh token, or its age; or the account
+    /// was deactivated or deleted.
     SessionEnded,
     /// Wrong password, or the account is inactive.
     BadCredentials,

@@ -1,4 +1,4 @@
-//! Limits: how often somebody may do something within a sliding window. Contract §7. Counted in this process.
+//! Limits: how often somebody may do something within a sliding window. Counted in this process.
 //!
 //! Small limits remember each time and are exact. The general limit would need a thousand times a caller; it remembers
 //! two counts instead, and takes the calls of the window before as spread evenly over it.

@@ -2,9 +2,9 @@
 //!
 //! Written in SQL, and on its own: nothing of the service is imported, so an old migration never follows a new entity.
 //!
-//! Forward only, without `down`: undoing a migration in production would throw away what was written since. A release
-//! only adds (a column, a table, an index) what the release before it can live with, and a later one takes away what
-//! no replica uses any more; so a rolling update needs no step back, and an older replica may start on a newer schema.
+//! Forward only, without `down`: undoing a migration in production would throw away what was written since. Whatever a
+//! release adds, the release before it can live with; it takes away only what no replica uses any more, or an index that a
+//! new one does all the work of. So a rolling update needs no step back, and an older replica may start on a newer schema.
 
 #![forbid(unsafe_code)]
 

@@ -37,7 +37,7 @@ CREATE TABLE users (
     listed        boolean NOT NULL,                                     -- active, and the profile public
     search_text   {text} NOT NULL,                                      -- e-mail and names, folded
     name_text     {text} NOT NULL,                                      -- names, folded
-    version       bigint NOT NULL,                                      -- rises with each change of the row: the cache's
+    version       bigint NOT NULL,                                      -- rises with each change that events tell of
     date_joined   {time} NOT NULL,
     updated_at    {time} NOT NULL,
     last_login    {time}
@@ -140,7 +140,7 @@ CREATE TABLE revocations (
     created_at {time} NOT NULL,
     expires_at {time} NOT NULL                                          -- no access token from before lives longer
 );
--- Read every half second by each replica: the rows of the last seconds.
+-- Read by a replica that starts: the last row of half a minute ago. Polls go by the id.
 CREATE INDEX revocations_by_creation ON revocations (created_at);
 CREATE INDEX revocations_by_expiry ON revocations (expires_at);
 

@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 
 use super::parse::{self, Wrong};
 
-/// The host names that the service answers to, by Django's rules.
+/// The host names that links in answers may lead to, by Django's rules. Calls to others are not refused yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AllowedHosts {
     Any,
@@ -13,7 +13,7 @@ pub enum AllowedHosts {
 }
 
 impl AllowedHosts {
-    /// Whether a request may name `host`: what its `Host` header or `:authority` says, with or without a port.
+    /// Whether `host` is one of ours: what its `Host` header or `:authority` says, with or without a port.
     pub fn allows(&self, host: &str) -> bool {
         let name = match host.rsplit_once(':') {
             Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.ends_with(':') => name,

@@ -1,4 +1,4 @@
-//! Accounts: made by an admin, changed, deleted. Contract §6.
+//! Accounts: made by an admin, changed, deleted. What the rules of all changes share is in `authority.rs`.
 
 use std::{collections::BTreeMap, sync::Arc};
 

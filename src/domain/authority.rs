@@ -1,4 +1,4 @@
-//! Who may change whom. Contract §5.
+//! Who may change whom: oneself, an admin whoever is no superuser, a superuser everybody. The last superuser stays.
 
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 

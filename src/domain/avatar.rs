@@ -1,4 +1,4 @@
-//! Avatars: pictures as they come, and as they are kept. Contract §6.
+//! Avatars: pictures as they come, and as they are kept: made small, and without what a camera writes into them.
 
 use std::{collections::HashSet, io::Cursor, sync::Arc, time::Duration};
 

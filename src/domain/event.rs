@@ -1,4 +1,4 @@
-//! Events: what other services hear of users. `docs/events.md` is their side of it; contract §8.
+//! Events: what other services hear of users. `docs/events.md` is their side of it.
 
 use chrono::SecondsFormat;
 use serde::Serialize;

@@ -1,4 +1,4 @@
-//! Groups: named sets of permissions, which their members hold. Contract §5.
+//! Groups: named sets of permissions, which their members hold besides those of their roles.
 
 use std::{collections::HashMap, sync::Arc};
 

@@ -1,7 +1,7 @@
 //! Housekeeping: rows that ran out leave their tables.
 //!
-//! Every replica does it. A row goes in a transaction of at most a thousand, past rows that another replica is at, so nobody
-//! waits for it.
+//! Every replica does it. Rows go in transactions of at most a thousand, so that nobody waits long for one; on PostgreSQL most
+//! are chosen past those that another replica is at.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! Permissions: what roles, groups and direct grants allow. Contract §5.
+//! Permissions: what roles, groups and direct grants allow, taken together.
 
 use std::{collections::BTreeSet, fmt};
 

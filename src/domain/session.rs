@@ -1,4 +1,4 @@
-//! Sessions: one login each, held in SQL, ended for good. Contract §4.
+//! Sessions: one login each, held in SQL, ended for good. `docs/architecture.md` tells how they are refreshed.
 
 use std::sync::Arc;
 

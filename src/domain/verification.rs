@@ -1,4 +1,4 @@
-//! Verified addresses: a code goes to the address, and comes back. Contract §4.
+//! Verified addresses: a code goes to the address, and comes back within a day.
 
 use std::sync::Arc;
 
@@ -42,9 +42,9 @@ impl Code {
         if raw.is_empty() { Err("This field may not be blank.") } else { Ok(Self(raw.chars().take(16).collect())) }
     }
 
-    /// Every one of the million is as likely as the others.
+    /// Each of the million is as likely as the others, but for 1 in 10^13: 2^64 is no multiple of a million, and the codes
+    /// below 551 616 have that much more.
     fn new() -> Self {
-        // 2^64 is no multiple of a million: the codes below 551 616 are more likely by 1 in 10^13.
         Self(format!("{:06}", u64::from_ne_bytes(random::bytes()) % 1_000_000))
     }
 

@@ -40,7 +40,7 @@ pub struct Model {
     pub search_text: String,
     /// The names alone, folded: what users search who may not see addresses.
     pub name_text: String,
-    /// From 1, and higher with each change of the row: what the cache compares.
+    /// From 1, and higher with each change that others hear of: events carry it, so that the latest is known by it.
     pub version: i64,
     pub date_joined: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,

@@ -1,4 +1,4 @@
-//! Roles, and what they allow.
+//! Roles: flags of a user, how they are shown, and what each allows.
 
 use crate::entity::user;
 

@@ -1,4 +1,5 @@
-//! Tokens: what `SimpleJWT` writes and checks, and what we add. Contract §4.
+//! Tokens: what `SimpleJWT` writes and checks, and what we add: the session, the roles, and whether
+//! the address is verified.
 
 use aws_lc_rs::hmac;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};

@@ -1,4 +1,4 @@
-//! The directory: who is listed for whom, which part of it, in which order. Contract §6.
+//! The directory: who is listed for whom, which part of it, in which order.
 
 mod comparison;
 mod paging;
