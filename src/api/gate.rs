@@ -267,7 +267,8 @@ pub async fn grpc_only(State(gate): State<Gate>, request: Request, next: Next) -
     if request.method() == Method::POST && (is_web || is_native) {
         return next.run(request).await;
     }
-    let refuse = |_| async { status::plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported media type", None) };
+    let error = "Unsupported media type: this is a path of gRPC over HTTP/2, and of gRPC-Web";
+    let refuse = |_| async { status::plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, error, None) };
     gate.pass(Face::Rest, &UNKNOWN, request, refuse).await
 }
 

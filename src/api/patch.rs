@@ -1,8 +1,12 @@
-//! What a PATCH changes: absent, null and a value are three things. Contract §2.
+//! What a PATCH changes: absent, null and a value are three things. Absent stays as it is; null clears what may be cleared,
+//! and is a bad value elsewhere.
 
 use prost_types::FieldMask;
 
 use crate::{domain::profile::Change, error::FieldErrors};
+
+/// How much of a wrong name is repeated to the caller: more than any right one has.
+const QUOTED_CHARS: usize = 40;
 
 /// The fields that a request means to change.
 ///
@@ -16,8 +20,10 @@ impl<'a> Patch<'a> {
     /// `fields`: all that a mask may name.
     pub fn new(mask: Option<FieldMask>, fields: &[&str], errors: &'a mut FieldErrors) -> Self {
         let mask = mask.map(|mask| mask.paths).unwrap_or_default();
-        if mask.iter().any(|path| !fields.contains(&path.as_str())) {
-            errors.wrong("update_mask", "It names a field that can't be changed.");
+        if let Some(foreign) = mask.iter().find(|path| !fields.contains(&path.as_str())) {
+            let foreign: String = foreign.chars().take(QUOTED_CHARS).collect();
+            let message = format!("{foreign:?} can't be changed. What can: {}.", fields.join(", "));
+            errors.wrong("update_mask", message);
         }
         Self { mask, errors }
     }

@@ -219,8 +219,10 @@ enum Refusal {
     /// 400: the body is not what its type says.
     Malformed(String),
     NotFound,
-    TooLarge,
-    UnsupportedMediaType,
+    /// 413: the body has more bytes than this.
+    TooLarge(usize),
+    /// 415: the body is not of the types that the route takes.
+    UnsupportedMediaType(Body),
 }
 
 impl IntoResponse for Refusal {
@@ -228,9 +230,18 @@ impl IntoResponse for Refusal {
         match self {
             Self::Malformed(detail) => status::plain(StatusCode::BAD_REQUEST, "Malformed request", Some(&detail)),
             Self::NotFound => status::plain(StatusCode::NOT_FOUND, "Not found", None),
-            Self::TooLarge => status::plain(StatusCode::PAYLOAD_TOO_LARGE, "The request is too large", None),
-            Self::UnsupportedMediaType => {
-                status::plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported media type", None)
+            Self::TooLarge(max) => {
+                let error = format!("The request is too large: a body may have {max} bytes at most");
+                status::plain(StatusCode::PAYLOAD_TOO_LARGE, &error, None)
+            }
+            Self::UnsupportedMediaType(taken) => {
+                let error = match taken {
+                    Body::JsonOrForm => {
+                        "Unsupported media type: send application/json or multipart/form-data with its boundary"
+                    }
+                    Body::Json | Body::None => "Unsupported media type: send application/json",
+                };
+                status::plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, error, None)
             }
         }
     }
@@ -255,7 +266,9 @@ async fn read<Q: Bind>(route: &Route, request: Request) -> Result<tonic::Request
                 bytes = whole_body(&parts, body, route.policy.max_request_bytes).await?;
                 fields.items = form_fields(bytes, boundary).await?;
             }
-            MediaType::None | MediaType::Form(_) | MediaType::Other => return Err(Refusal::UnsupportedMediaType),
+            MediaType::None | MediaType::Form(_) | MediaType::Other => {
+                return Err(Refusal::UnsupportedMediaType(route.body));
+            }
         },
     }
     let message = Q::bind(&mut fields);
@@ -298,11 +311,11 @@ fn media_type(parts: &Parts) -> MediaType {
 async fn whole_body(parts: &Parts, body: HttpBody, max: usize) -> Result<Bytes, Refusal> {
     let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|n| n > max) {
-        return Err(Refusal::TooLarge);
+        return Err(Refusal::TooLarge(max));
     }
     axum::body::to_bytes(body, max).await.map_err(|error| {
         if error.source().is_some_and(<dyn std::error::Error>::is::<http_body_util::LengthLimitError>) {
-            Refusal::TooLarge
+            Refusal::TooLarge(max)
         } else {
             Refusal::Malformed("The body ended early.".into())
         }

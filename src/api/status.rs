@@ -1,4 +1,4 @@
-//! What a client is told of an error: a gRPC status with `google.rpc` details, or an HTTP response. Contract §3, in code.
+//! What a client is told of an error: a gRPC status with `google.rpc` details, or an HTTP response.
 //!
 //! Every text here is a promise. The cause of a fault is not among them: it stays with the status as its source, and the
 //! gate writes it to the log.
@@ -69,9 +69,13 @@ fn tell(error: &Error) -> Told<'_> {
                 AuthFailure::NoToken => {
                     ("TOKEN_MISSING", "Authentication required", "Authentication credentials were not provided")
                 }
-                AuthFailure::BadToken => ("TOKEN_INVALID", "Invalid token", "The token is not valid here"),
-                AuthFailure::ExpiredToken => ("TOKEN_EXPIRED", "Invalid token", "The token is expired"),
-                AuthFailure::SessionEnded => ("SESSION_ENDED", "Invalid token", "The session has ended"),
+                AuthFailure::BadToken => {
+                    ("TOKEN_INVALID", "Invalid token", "The token is not valid here. Log in again")
+                }
+                AuthFailure::ExpiredToken => {
+                    ("TOKEN_EXPIRED", "Invalid token", "The token is expired. Refresh it, or log in again")
+                }
+                AuthFailure::SessionEnded => ("SESSION_ENDED", "Invalid token", "The session has ended. Log in again"),
                 AuthFailure::BadCredentials => {
                     ("INVALID_CREDENTIALS", "Invalid credentials", "No active account found with the given credentials")
                 }

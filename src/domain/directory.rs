@@ -1,4 +1,4 @@
-//! The directory: users filtered, searched and ordered, page by page. Contract §6.
+//! The directory: users filtered, searched and ordered, page by page.
 
 use std::num::NonZeroU64;
 
@@ -371,7 +371,9 @@ impl App {
     }
 
     fn open_page_token(&self, list: &str, token: &str, ordering: &Ordering) -> Result<Vec<Value>> {
-        let foreign = || Error::invalid("page_token", "It did not come with a page of this very list.");
+        const FOREIGN: &str = "It did not come with a page of this very list. Repeat the filters and the ordering of the first \
+                               call, or begin without a token.";
+        let foreign = || Error::invalid("page_token", FOREIGN);
         let keys = self.page_seal.open(list.as_bytes(), token).map_err(|_| foreign())?;
         let keys: Vec<KeyValue> = serde_json::from_slice(&keys).map_err(Error::internal)?;
         let values = ordering.terms.iter().zip(keys).map(|(term, value)| value.into_sql(term.key));

@@ -323,7 +323,10 @@ async fn what_is_not_grpc_is_turned_away_from_its_paths() {
         let response = request.send().await.unwrap();
         assert_eq!(response.status(), 415, "{response:?}");
         assert!(response.headers().contains_key("x-request-id"), "{response:?}");
-        assert_eq!(response.text().await.unwrap(), r#"{"error":"Unsupported media type"}"#);
+        assert_eq!(
+            response.text().await.unwrap(),
+            r#"{"error":"Unsupported media type: this is a path of gRPC over HTTP/2, and of gRPC-Web"}"#
+        );
     }
     service.stop().await;
 }

@@ -187,11 +187,13 @@ async fn only_the_media_types_of_the_route_are_taken() {
     for media_type in refused {
         let outcome = send(Method::POST, LOGIN, media_type, "{}").await;
         assert_eq!(outcome.status, 415, "{media_type:?}: {outcome:?}");
-        assert_eq!(outcome.text, r#"{"error":"Unsupported media type"}"#);
+        assert_eq!(outcome.text, r#"{"error":"Unsupported media type: send application/json"}"#);
     }
     // A form without its boundary can't be read.
     let outcome = send(Method::PATCH, MY_PROFILE, Some("multipart/form-data"), "{}").await;
     assert_eq!(outcome.status, 415, "{outcome:?}");
+    let told = "Unsupported media type: send application/json or multipart/form-data with its boundary";
+    assert_eq!(outcome.text, json!({ "error": told }).to_string());
     service.stop().await;
 }
 
@@ -212,8 +214,9 @@ async fn a_body_beyond_the_limit_is_too_large_announced_or_not() {
         let answer = raw(service.address, format!("{head}{:x}\r\n{body}\r\n0\r\n\r\n", body.len())).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{length} bytes, chunked: {answer}");
         if status == 413 {
-            assert_eq!(announced.text, r#"{"error":"The request is too large"}"#);
-            assert!(answer.ends_with(r#"{"error":"The request is too large"}"#), "{answer}");
+            let told = r#"{"error":"The request is too large: a body may have 65536 bytes at most"}"#;
+            assert_eq!(announced.text, told);
+            assert!(answer.ends_with(told), "{answer}");
         }
     }
     service.stop().await;

@@ -274,7 +274,9 @@ async fn a_token_is_good_for_its_own_list_alone() {
         ] {
             let wrong = list(who, Face::Grpc, fields.clone()).await;
             let wrong = wrong.expect_field(400, "page_token");
-            assert_eq!(wrong, ["It did not come with a page of this very list."], "{fields}");
+            let told = "It did not come with a page of this very list. Repeat the filters and the ordering of the first call, or \
+                        begin without a token.";
+            assert_eq!(wrong, [told], "{fields}");
         }
         // REST knows no such field, and so passes it over.
         let page = list_by(&user, "page_token=nonsense&page_size=2").await.expect(200);
