@@ -47,6 +47,8 @@ pub struct Route {
     pub body: Body,
     /// The fields that the path names.
     pub path_fields: Vec<String>,
+    /// The statuses of failure that don't follow from the rest.
+    pub also_answers: Vec<u16>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -152,10 +154,12 @@ impl Options<'_> {
         let options = self.extension(&descriptor.options(), "identity.v1.policy");
         let policy = self.policy(&descriptor, options.as_ref())?;
         let route = if let Some(rule) = self.extension(&descriptor.options(), "google.api.http") {
-            Some(route(&descriptor, &rule, options.as_ref())?)
+            let route = route(&descriptor, &rule, options.as_ref())?;
+            refuse_what_follows_already(&descriptor, &policy, &route)?;
+            Some(route)
         } else {
             let says = |name| options.as_ref().is_some_and(|o| o.has_field_by_name(name));
-            if let Some(name) = ["success_status", "multipart"].into_iter().find(|name| says(name)) {
+            if let Some(name) = ["success_status", "multipart", "also_answers"].into_iter().find(|name| says(name)) {
                 return Err(refusal(&descriptor, &format!("{name} without a route")));
             }
             None
@@ -241,7 +245,41 @@ fn route(rpc: &MethodDescriptor, rule: &DynamicMessage, options: Option<&Dynamic
     if is_empty != (status == 204) {
         return Err(refusal(rpc, "204 is the success_status of google.protobuf.Empty, and of nothing else"));
     }
-    Ok(Route { verb, path, status, body, path_fields })
+    Ok(Route { verb, path, status, body, path_fields, also_answers: also_answers(rpc, options)? })
+}
+
+fn also_answers(rpc: &MethodDescriptor, options: Option<&DynamicMessage>) -> Result<Vec<u16>> {
+    let named = options.and_then(|o| o.get_field_by_name("also_answers"));
+    let named = named.iter().flat_map(|list| list.as_list().unwrap_or_default()).filter_map(Value::as_i32);
+    named
+        .map(|n| {
+            let status = u16::try_from(n).ok().filter(|n| [400, 401, 403, 404, 409].contains(n));
+            status
+                .ok_or_else(|| refusal(rpc, &format!("also_answers {n}: only 400, 401, 403, 404 and 409 need saying")))
+        })
+        .collect()
+}
+
+/// The failures of a route that follow from what is declared of it, save those that any route may have.
+pub fn answers_that_follow(rpc: &MethodDescriptor, policy: &Policy, route: &Route) -> Vec<u16> {
+    let has_fields_to_check =
+        rpc.input().fields().any(|f| !is_grpc_only(&f) && !route.path_fields.iter().any(|name| name == f.name()));
+    let follows = [
+        (400, has_fields_to_check),
+        (401, policy.access != "Anyone"),
+        (403, policy.access == "Admin"),
+        (404, !route.path_fields.is_empty()),
+    ];
+    follows.into_iter().filter_map(|(status, follows)| follows.then_some(status)).collect()
+}
+
+fn refuse_what_follows_already(rpc: &MethodDescriptor, policy: &Policy, route: &Route) -> Result<()> {
+    let follows = answers_that_follow(rpc, policy, route);
+    let mut said = route.also_answers.iter().enumerate();
+    match said.find(|(at, status)| follows.contains(status) || route.also_answers[..*at].contains(status)) {
+        Some((_, status)) => Err(refusal(rpc, &format!("also_answers {status}, which is said already"))),
+        None => Ok(()),
+    }
 }
 
 fn path_fields(rpc: &MethodDescriptor, path: &str) -> Result<Vec<String>> {

@@ -4,8 +4,8 @@ use prost_reflect::{Cardinality, FieldDescriptor, Kind, MessageDescriptor};
 use serde_json::{Map, Value, json};
 
 use super::contract::{
-    Body, Contract, Route, Rpc, comment, is_grpc_only, is_nullable, is_omitted_when_unset, is_required, is_timestamp,
-    value_keywords,
+    Body, Contract, Route, Rpc, answers_that_follow, comment, is_grpc_only, is_nullable, is_omitted_when_unset,
+    is_required, is_timestamp, value_keywords,
 };
 
 pub fn document(contract: &Contract, version: &str) -> Value {
@@ -16,6 +16,7 @@ pub fn document(contract: &Contract, version: &str) -> Value {
         }
     }
     entry(&mut paths, "/api/health/")["get"] = health();
+    entry(&mut paths, "/media/avatars/{file}")["get"] = avatar();
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -50,7 +51,10 @@ fn tags(contract: &Contract) -> Value {
         .services
         .iter()
         .map(tag)
-        .chain([json!({ "name": "Health", "description": "Whether the service is well." })])
+        .chain([
+            json!({ "name": "Health", "description": "Whether the service is well." }),
+            json!({ "name": "Media", "description": "The pictures that profiles name." }),
+        ])
         .collect()
 }
 
@@ -149,19 +153,21 @@ fn responses(rpc: &Rpc, route: &Route) -> Value {
     let mut may_answer = |status: u16, name: &str| {
         responses.insert(status.to_string(), reference("responses", name));
     };
-    let input = rpc.descriptor.input();
-    may_answer(400, "Invalid");
+    let follows = answers_that_follow(&rpc.descriptor, &rpc.policy, route);
+    let failures =
+        [(400, "Invalid"), (401, "Unauthenticated"), (403, "PermissionDenied"), (404, "NotFound"), (409, "Conflict")];
+    for (status, name) in failures {
+        if follows.contains(&status) || route.also_answers.contains(&status) {
+            may_answer(status, name);
+        }
+    }
     if has_body(rpc, route) {
         may_answer(413, "TooLarge");
         may_answer(415, "UnsupportedMediaType");
     }
-    if input.fields().any(|f| is_required(&f)) {
+    if rpc.descriptor.input().fields().any(|f| is_required(&f)) {
         may_answer(422, "Missing");
     }
-    may_answer(401, "Unauthenticated");
-    may_answer(403, "PermissionDenied");
-    may_answer(404, "NotFound");
-    may_answer(409, "Conflict");
     may_answer(429, "Throttled");
     may_answer(500, "Internal");
     may_answer(503, "Unavailable");
@@ -176,7 +182,7 @@ fn health() -> Value {
         "properties": {
             "status": states(&["ok", "unavailable"]),
             "database": states(&["ok", "unavailable"]),
-            "cache": states(&["ok", "degraded"]),
+            "cache": states(&["ok"]),
         },
         "required": ["status", "database", "cache"],
     } } });
@@ -187,6 +193,33 @@ fn health() -> Value {
         "responses": {
             "200": { "description": "It can.", "content": content },
             "503": { "description": "It can't: the database is away.", "content": content },
+        },
+    })
+}
+
+fn avatar() -> Value {
+    let picture = json!({ "schema": { "type": "string", "format": "binary" } });
+    json!({
+        "operationId": "GetAvatar",
+        "tags": ["Media"],
+        "summary": "Gets a picture",
+        "description": "Gets a picture, for anyone who knows its name. Profiles have its whole address. A picture never \
+            changes under its name.",
+        "parameters": [{
+            "name": "file",
+            "in": "path",
+            "required": true,
+            "description": "The name of the picture.",
+            "schema": { "type": "string" },
+        }],
+        "responses": {
+            "200": { "description": "The picture.", "content": { "image/jpeg": picture, "image/png": picture } },
+            "304": { "description": "The picture is the one that If-None-Match names." },
+            "404": reference("responses", "NotFound"),
+            "429": reference("responses", "Throttled"),
+            "500": reference("responses", "Internal"),
+            "503": reference("responses", "Unavailable"),
+            "504": reference("responses", "DeadlineExceeded"),
         },
     })
 }

@@ -36,7 +36,7 @@ impl Face {
 /// How a call ended, whichever face it went through.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
-    /// The HTTP status; of a gRPC call the one that contract §3 puts beside its code.
+    /// The HTTP status; of a gRPC call the one that REST has for the same error.
     pub status: u16,
     /// The answer; of a failed call `null`.
     pub answer: Value,
@@ -185,7 +185,9 @@ impl Actor {
         if has_body {
             request = request.json(&fields);
         }
-        outcome_of(request.send().await.unwrap()).await
+        let outcome = outcome_of(request.send().await.unwrap()).await;
+        assert!(is_documented(rpc, outcome.status), "openapi.json doesn't say that {rpc} answers this: {outcome:?}");
+        outcome
     }
 
     async fn call_grpc(&self, rpc: &str, fields: Value) -> Outcome {
@@ -262,7 +264,7 @@ fn success(answer: Value) -> Outcome {
     }
 }
 
-/// What a gRPC status amounts to, with the HTTP status that contract §3 puts beside it.
+/// What a gRPC status amounts to, with the HTTP status that REST has for the same error.
 pub fn outcome_of_status(status: &Status) -> Outcome {
     let details = status.get_error_details();
     let reason = details.error_info().map(|info| info.reason.clone());
@@ -277,7 +279,7 @@ pub fn outcome_of_status(status: &Status) -> Outcome {
         Code::Internal => 500,
         Code::Unavailable => 503,
         Code::DeadlineExceeded => 504,
-        other => panic!("contract §3 has no {other:?}: {status:?}"),
+        other => panic!("no error of ours is {other:?}: {status:?}"),
     };
     let mut fields: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for violation in details.bad_request().into_iter().flat_map(|bad| &bad.field_violations) {
@@ -332,6 +334,13 @@ fn success_status(rpc: &str) -> u16 {
         _ if method.output().full_name() == "google.protobuf.Empty" => 204,
         _ => 200,
     }
+}
+
+/// Whether the OpenAPI document says that the rpc's route may answer with this status.
+fn is_documented(rpc: &str, status: u16) -> bool {
+    static DOCUMENT: LazyLock<Value> = LazyLock::new(|| serde_json::from_str(identity::api::OPENAPI).unwrap());
+    let (method, path, _) = route(rpc).unwrap();
+    DOCUMENT["paths"][path][method.as_str().to_lowercase()]["responses"][status.to_string()].is_object()
 }
 
 fn plain(value: &Value) -> String {
