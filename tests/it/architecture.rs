@@ -133,6 +133,19 @@ fn the_migrations_follow_nothing_of_the_service() {
     assert!(!dependencies.contains("path ="), "the migrations depend on a crate of this repository");
 }
 
+/// `scripts/test` runs `tests/it` and nothing else.
+#[test]
+fn every_test_is_where_it_is_run() {
+    for folder in ["src", "build", "migrations/src"] {
+        for (path, code) in sources(folder) {
+            assert!(!code.contains("test]"), "{} has a test, which nobody runs", path.display());
+            let text = fs::read_to_string(&path).unwrap();
+            let is_example = |line: &str| line.trim_start().starts_with("//") && line.contains("```");
+            assert!(!text.lines().any(is_example), "{} has an example that would be a test", path.display());
+        }
+    }
+}
+
 #[test]
 fn no_file_is_too_long_to_be_read() {
     for folder in ["src", "build", "migrations/src", "tests"] {
