@@ -21,7 +21,7 @@ use hyper_util::{
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    task::JoinHandle,
+    task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -68,12 +68,34 @@ impl Server {
     pub async fn run(self, stop: CancellationToken) -> Result<(), Cause> {
         let (router, reporter) = router::router(&self.app).await?;
         let died = CancellationToken::new();
-        let background = [
-            supervise(Arc::clone(&self.app).follow_revocations(stop.clone()), &stop, &died),
-            supervise(Arc::clone(&self.app).deliver_outbox(stop.clone()), &stop, &died),
-            supervise(Arc::clone(&self.app).keep_house(stop.clone()), &stop, &died),
-            supervise(health::follow_database(Arc::clone(&self.app), reporter, stop.clone()), &stop, &died),
-        ];
+        let mut background = JoinSet::new();
+        background.spawn(supervise(Arc::clone(&self.app).follow_revocations(stop.clone()), stop.clone(), died.clone()));
+        background.spawn(supervise(Arc::clone(&self.app).deliver_outbox(stop.clone()), stop.clone(), died.clone()));
+        background.spawn(supervise(Arc::clone(&self.app).keep_house(stop.clone()), stop.clone(), died.clone()));
+        let health = health::follow_database(Arc::clone(&self.app), reporter, stop.clone());
+        background.spawn(supervise(health, stop.clone(), died.clone()));
+
+        let connections = self.serve(&router, &stop).await;
+
+        drop(self.listener);
+        if tokio::time::timeout(DRAIN_TIMEOUT, connections.shutdown()).await.is_err() {
+            tracing::warn!("some calls did not finish in time and were cut off");
+        }
+        // A mail on its way may arrive; one that doesn't goes out again later, under the same id.
+        let _ = tokio::time::timeout(BACKGROUND_TIMEOUT, background.join_all()).await;
+        // A change that a client began is finished even where the client is cut off; it has bounds of its own.
+        if tokio::time::timeout(DRAIN_TIMEOUT, self.app.close()).await.is_err() {
+            tracing::error!("some changes did not finish in time");
+        }
+        if died.is_cancelled() {
+            Err("a task of the service ended by itself; the log says which".into())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Accepts connections and serves them, each in a task of its own, until `stop`. The answer is what watches those left.
+    async fn serve(&self, router: &Router, stop: &CancellationToken) -> GracefulShutdown {
         let connections = GracefulShutdown::new();
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut http = auto::Builder::new(TokioExecutor::new());
@@ -115,27 +137,7 @@ impl Server {
                 drop(place);
             });
         }
-
-        drop(self.listener);
-        if tokio::time::timeout(DRAIN_TIMEOUT, connections.shutdown()).await.is_err() {
-            tracing::warn!("some calls did not finish in time and were cut off");
-        }
-        // A mail on its way may arrive; one that doesn't goes out again later, under the same id.
-        for task in background {
-            let handle = task.abort_handle();
-            if tokio::time::timeout(BACKGROUND_TIMEOUT, task).await.is_err() {
-                handle.abort();
-            }
-        }
-        // A change that a client began is finished even where the client is cut off; it has bounds of its own.
-        if tokio::time::timeout(DRAIN_TIMEOUT, self.app.close()).await.is_err() {
-            tracing::error!("some changes did not finish in time");
-        }
-        if died.is_cancelled() {
-            Err("a task of the service ended by itself; the log says which".into())
-        } else {
-            Ok(())
-        }
+        connections
     }
 
     async fn accept(
@@ -152,20 +154,13 @@ impl Server {
 
 /// Runs what the service can't do without: if it ends before `stop`, the service stops too, and is started again by
 /// whoever watches over it.
-fn supervise(
-    task: impl Future<Output = ()> + Send + 'static,
-    stop: &CancellationToken,
-    died: &CancellationToken,
-) -> JoinHandle<()> {
-    let (stop, died) = (stop.clone(), died.clone());
-    tokio::spawn(async move {
-        let ended = AssertUnwindSafe(task).catch_unwind().await;
-        if !stop.is_cancelled() {
-            tracing::error!(panicked = ended.is_err(), "a task of the service ended by itself: stopping");
-            died.cancel();
-            stop.cancel();
-        }
-    })
+async fn supervise(task: impl Future<Output = ()>, stop: CancellationToken, died: CancellationToken) {
+    let ended = AssertUnwindSafe(task).catch_unwind().await;
+    if !stop.is_cancelled() {
+        tracing::error!(panicked = ended.is_err(), "a task of the service ended by itself: stopping");
+        died.cancel();
+        stop.cancel();
+    }
 }
 
 /// The router for one connection: each of its requests knows the peer, and is noticed.
