@@ -111,16 +111,16 @@ pub enum Dependency {
 
 /// Why a message of the outbox was not delivered. The texts are for an operator: nothing of the message is in them.
 #[derive(Debug, thiserror::Error)]
-pub enum Undelivered {
+pub enum DeliveryError {
     /// The server can't be reached, or serves nobody: the message is not to blame, and no other would fare better.
     #[error("{0}")]
     ServerAway(String),
     /// Not this message, for now.
     #[error("{0}")]
-    NotNow(String),
+    Transient(String),
     /// Not this message, ever.
     #[error("{0}")]
-    Refused(String),
+    Permanent(String),
 }
 
 /// What is wrong with a request, field by field, in the order found.

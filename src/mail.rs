@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::{
     config::{self, MailTransport},
-    error::{Cause, Undelivered},
+    error::{Cause, DeliveryError},
 };
 
 /// A mail to be sent.
@@ -75,20 +75,20 @@ impl Mailer {
     ///
     /// # Errors
     /// If it could not be handed over. It may have been all the same, where the answer was lost.
-    pub async fn send(&self, mail: &Mail) -> Result<(), Undelivered> {
+    pub async fn send(&self, mail: &Mail) -> Result<(), DeliveryError> {
         let message = self
             .message(mail)
-            .map_err(|error| Undelivered::Refused(format!("no mail can be made of the message: {error}")))?;
+            .map_err(|error| DeliveryError::Permanent(format!("no mail can be made of the message: {error}")))?;
         match &self.transport {
             Transport::Console => {
                 let text = [&message.formatted()[..], b"\n\n"].concat();
                 let mut out = tokio::io::stdout();
                 let printed = async { out.write_all(&text).await.and(out.flush().await) };
-                printed.await.map_err(|error| Undelivered::ServerAway(format!("standard output: {error}")))
+                printed.await.map_err(|error| DeliveryError::ServerAway(format!("standard output: {error}")))
             }
             Transport::Folder(folder) => write_into(folder, mail.id, &message.formatted())
                 .await
-                .map_err(|error| Undelivered::ServerAway(format!("{}: {error}", folder.display()))),
+                .map_err(|error| DeliveryError::ServerAway(format!("{}: {error}", folder.display()))),
             Transport::Smtp(server) => server.send(message.envelope(), &message.formatted()).await,
             Transport::Memory(outgoing) => {
                 outgoing.lock().unwrap_or_else(PoisonError::into_inner).push(mail.clone());

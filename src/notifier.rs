@@ -16,7 +16,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 use uuid::Uuid;
 
-use crate::error::{Cause, Chain, Undelivered};
+use crate::error::{Cause, Chain, DeliveryError};
 
 /// How long the service may take to be reached.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -71,7 +71,7 @@ impl Notifier {
     ///
     /// # Errors
     /// If it did not take it, or its answer was lost.
-    pub async fn send(&self, notice: Notice, now: DateTime<Utc>) -> Result<(), Undelivered> {
+    pub async fn send(&self, notice: Notice, now: DateTime<Utc>) -> Result<(), DeliveryError> {
         let request = Request::builder()
             .method(Method::POST)
             .uri(&self.url)
@@ -81,15 +81,15 @@ impl Notifier {
             .header("x-identity-event-id", notice.id.to_string())
             .header("x-identity-signature", self.signature(now.timestamp(), &notice.body))
             .body(Full::new(notice.body.into()))
-            .map_err(|error| Undelivered::ServerAway(format!("NOTIFICATION_SERVICE_URL: {error}")))?;
+            .map_err(|error| DeliveryError::ServerAway(format!("NOTIFICATION_SERVICE_URL: {error}")))?;
         let answer = match &self.client {
             HttpClient::Plain(client) => tokio::time::timeout(ANSWER_TIMEOUT, client.request(request)).await,
             HttpClient::Tls(client) => tokio::time::timeout(ANSWER_TIMEOUT, client.request(request)).await,
         };
         match answer {
             Ok(Ok(response)) => judge(&response),
-            Ok(Err(error)) => Err(Undelivered::ServerAway(Chain(&error).to_string())),
-            Err(_) => Err(Undelivered::ServerAway(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))),
+            Ok(Err(error)) => Err(DeliveryError::ServerAway(Chain(&error).to_string())),
+            Err(_) => Err(DeliveryError::ServerAway(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))),
         }
     }
 
@@ -104,13 +104,13 @@ impl Notifier {
 
 /// What a status means for the event. Who answers by a redirect, by "who are you?" or "not here" would do so to any event: the
 /// settings are wrong on one of the two sides, and events wait until they are right.
-fn judge<B>(response: &Response<B>) -> Result<(), Undelivered> {
+fn judge<B>(response: &Response<B>) -> Result<(), DeliveryError> {
     let status = response.status();
     let said = format!("HTTP {}", status.as_u16());
     match status {
         _ if status.is_success() => Ok(()),
-        StatusCode::GONE => Err(Undelivered::Refused(said)),
-        _ if status.is_redirection() => Err(Undelivered::ServerAway(said)),
+        StatusCode::GONE => Err(DeliveryError::Permanent(said)),
+        _ if status.is_redirection() => Err(DeliveryError::ServerAway(said)),
         StatusCode::UNAUTHORIZED
         | StatusCode::FORBIDDEN
         | StatusCode::NOT_FOUND
@@ -121,7 +121,7 @@ fn judge<B>(response: &Response<B>) -> Result<(), Undelivered> {
         | StatusCode::TOO_MANY_REQUESTS
         | StatusCode::BAD_GATEWAY
         | StatusCode::SERVICE_UNAVAILABLE
-        | StatusCode::GATEWAY_TIMEOUT => Err(Undelivered::ServerAway(said)),
-        _ => Err(Undelivered::NotNow(said)),
+        | StatusCode::GATEWAY_TIMEOUT => Err(DeliveryError::ServerAway(said)),
+        _ => Err(DeliveryError::Transient(said)),
     }
 }

@@ -6,8 +6,8 @@ use super::{Api, owned, parse, parse_as_user};
 use crate::{
     domain::{
         group::{Group, GroupName},
-        holdings::Holdings,
-        permission::{Asked, Permission},
+        permission::{Permission, PermissionQuery},
+        user_permission::UserPermissions,
         user_role::UserRoles,
     },
     error::{Error, FieldErrors, Resource},
@@ -47,7 +47,7 @@ impl RoleService for Api {
     ) -> Result<Response<pb::CheckPermissionResponse>, Status> {
         let (_, caller, (user_id, asked)) = parse_as_user(request, |check, errors| {
             let asked = errors.required("permission", check.permission);
-            Some((check.user_id, asked.and_then(|raw| errors.check("permission", Asked::parse(&raw)))?))
+            Some((check.user_id, asked.and_then(|raw| errors.check("permission", PermissionQuery::parse(&raw)))?))
         })?;
         let allowed = self.app.check_permission(&caller, user_id, &asked).await?;
         Ok(Response::new(pb::CheckPermissionResponse { allowed }))
@@ -58,7 +58,7 @@ impl RoleService for Api {
         request: Request<pb::GetUserPermissionsRequest>,
     ) -> Result<Response<pb::UserPermissions>, Status> {
         let (_, caller, id) = parse_as_user(request, |get, _| Some(get.id))?;
-        Ok(Response::new(holdings(self.app.get_user_permissions(&caller, id).await?)))
+        Ok(Response::new(user_permissions(self.app.get_user_permissions(&caller, id).await?)))
     }
 
     async fn grant_permission(
@@ -67,7 +67,7 @@ impl RoleService for Api {
     ) -> Result<Response<pb::UserPermissions>, Status> {
         let (call, caller, (id, permission)) =
             parse_as_user(request, |grant, errors| Some((grant.id, required_permission(grant.permission, errors)?)))?;
-        Ok(Response::new(holdings(self.app.grant_permission(call, caller, id, permission).await?)))
+        Ok(Response::new(user_permissions(self.app.grant_permission(call, caller, id, permission).await?)))
     }
 
     async fn revoke_permission(&self, request: Request<pb::RevokePermissionRequest>) -> Result<Response<()>, Status> {
@@ -132,7 +132,7 @@ impl RoleService for Api {
     ) -> Result<Response<pb::UserPermissions>, Status> {
         let (call, caller, (id, user_id)) =
             parse_as_user(request, |add, errors| Some((add.id, errors.required("user_id", add.user_id)?)))?;
-        Ok(Response::new(holdings(self.app.add_group_member(call, caller, id, user_id).await?)))
+        Ok(Response::new(user_permissions(self.app.add_group_member(call, caller, id, user_id).await?)))
     }
 
     async fn remove_group_member(
@@ -163,7 +163,7 @@ fn roles(of_user: UserRoles) -> pb::UserRoles {
     pb::UserRoles { id: user.id, email: user.email, roles: owned(roles.display()), permissions: permissions.names() }
 }
 
-fn holdings(held: Holdings) -> pb::UserPermissions {
+fn user_permissions(held: UserPermissions) -> pb::UserPermissions {
     pb::UserPermissions {
         id: held.user_id,
         groups: held.groups.into_iter().map(group).collect(),

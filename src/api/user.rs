@@ -10,7 +10,7 @@ use crate::{
     domain::{
         account::UserChange,
         directory::{Filter, ListedUser, Ordering, PageSize, Position, Query, Search},
-        registration::{NewAccount, Standing},
+        registration::{AccountFlags, NewAccount},
         user::{BatchIds, EmailAddress, PersonName, VisibleUser},
     },
     error::{Error, FieldErrors, Resource, Result},
@@ -41,8 +41,8 @@ impl UserService for Api {
     }
 
     async fn create_user(&self, request: Request<pb::CreateUserRequest>) -> Result<Response<pb::User>, Status> {
-        let (call, caller, (new, standing)) = parse_as_user(request, new_user)?;
-        Ok(Response::new(reply(self.app.create_user(call, caller, new, standing).await?)))
+        let (call, caller, (new, flags)) = parse_as_user(request, new_user)?;
+        Ok(Response::new(reply(self.app.create_user(call, caller, new, flags).await?)))
     }
 
     async fn get_user(&self, request: Request<pb::GetUserRequest>) -> Result<Response<pb::User>, Status> {
@@ -73,8 +73,8 @@ impl UserService for Api {
     }
 }
 
-fn new_user(new: pb::CreateUserRequest, errors: &mut FieldErrors) -> Option<(NewAccount, Standing)> {
-    let standing = Standing {
+fn new_user(new: pb::CreateUserRequest, errors: &mut FieldErrors) -> Option<(NewAccount, AccountFlags)> {
+    let flags = AccountFlags {
         is_active: new.is_active.unwrap_or(true),
         is_verified: new.is_verified.unwrap_or_default(),
         is_freelancer: new.is_freelancer.unwrap_or_default(),
@@ -83,7 +83,7 @@ fn new_user(new: pb::CreateUserRequest, errors: &mut FieldErrors) -> Option<(New
         is_staff: new.is_staff.unwrap_or_default(),
         is_superuser: new.is_superuser.unwrap_or_default(),
     };
-    Some((new_account(new.email, new.password, [new.first_name, new.last_name], errors)?, standing))
+    Some((new_account(new.email, new.password, [new.first_name, new.last_name], errors)?, flags))
 }
 
 fn user_change(update: pb::UpdateUserRequest, errors: &mut FieldErrors) -> UserChange {

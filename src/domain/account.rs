@@ -12,9 +12,9 @@ use crate::{
         authority::Subject,
         caller::{Call, Caller},
         change::Transaction,
-        event::News,
+        event::UserEvent,
         letter::Letter,
-        registration::{NewAccount, Standing, or_email_taken},
+        registration::{AccountFlags, NewAccount, or_email_taken},
         user::{EmailAddress, PersonName, VisibleUser, greeting_name, search_texts},
     },
     entity::{
@@ -83,11 +83,11 @@ impl App {
         call: Arc<Call>,
         caller: Caller,
         new: NewAccount,
-        standing: Standing,
+        flags: AccountFlags,
     ) -> Result<VisibleUser> {
         // Spare the hash. What decides is looked at again below.
         let known = user::Entity::find_by_id(caller.user_id).one(self.db.reader()).await?;
-        if (standing.is_staff || standing.is_superuser) && !known.is_some_and(|user| user.is_superuser) {
+        if (flags.is_staff || flags.is_superuser) && !known.is_some_and(|user| user.is_superuser) {
             return Err(Error::PermissionDenied(Denial::Role));
         }
         if self.email_is_taken(&new.person.email).await? {
@@ -98,12 +98,12 @@ impl App {
             Box::pin(async move {
                 let authority = tx.authority(&caller).await?;
                 authority.require_admin()?;
-                if standing.is_staff || standing.is_superuser {
+                if flags.is_staff || flags.is_superuser {
                     authority.require_superuser()?;
                 }
-                let user = tx.insert_user(&new.person, hash, standing).await?;
+                let user = tx.insert_user(&new.person, hash, flags).await?;
                 tx.audit(Event::UserCreated, Some(&call), user.id).await?;
-                tx.announce(News::Registered, &user).await?;
+                tx.announce(UserEvent::Registered, &user).await?;
                 Ok(VisibleUser { email: user.email.clone(), user })
             })
         })
@@ -207,7 +207,7 @@ impl App {
                 let subject = tx.lock_subject(&caller, id).await?;
                 subject.require_dispensable()?;
                 tx.audit(Event::UserDeleted, Some(&call), id).await?;
-                tx.announce(News::Deleted, &subject.user).await?;
+                tx.announce(UserEvent::Deleted, &subject.user).await?;
                 tx.forget_letters(id).await?;
                 tx.forget_avatar_of(id).await?;
                 // Profile, sessions, codes, groups, permissions and avatar hang on the row, and go with it.
@@ -270,7 +270,7 @@ impl Transaction {
 }
 
 /// What to tell others of a change: each thing once, by the name that it has of its own where it has one.
-fn news(before: &user::Model, after: &user::Model, changed: impl Iterator<Item = &'static str>) -> Vec<News> {
+fn news(before: &user::Model, after: &user::Model, changed: impl Iterator<Item = &'static str>) -> Vec<UserEvent> {
     const ROLE_FLAGS: [&str; 5] = ["is_freelancer", "is_seller", "is_moderator", "is_staff", "is_superuser"];
     let is_other_role = Roles::of(before) != Roles::of(after);
     let is_newly_verified = after.is_verified && !before.is_verified;
@@ -278,9 +278,9 @@ fn news(before: &user::Model, after: &user::Model, changed: impl Iterator<Item =
         |name: &str| (is_other_role && ROLE_FLAGS.contains(&name)) || (is_newly_verified && name == "is_verified");
     let others: Vec<_> = changed.filter(|name| !is_told(name)).collect();
     let all = [
-        is_other_role.then_some(News::RolesChanged),
-        is_newly_verified.then_some(News::Verified),
-        (!others.is_empty()).then_some(News::Updated { changed: others }),
+        is_other_role.then_some(UserEvent::RolesChanged),
+        is_newly_verified.then_some(UserEvent::Verified),
+        (!others.is_empty()).then_some(UserEvent::Updated { changed: others }),
     ];
     all.into_iter().flatten().collect()
 }

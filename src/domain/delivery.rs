@@ -21,9 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     app::App,
-    domain::{event::News, letter::Letter},
+    domain::{event::UserEvent, letter::Letter},
     entity::outbox::{self, State},
-    error::{Cause, Chain, Result, Undelivered},
+    error::{Cause, Chain, DeliveryError, Result},
     notifier::Notice,
     random,
 };
@@ -66,7 +66,7 @@ impl Lane {
     fn kinds(self) -> &'static [&'static str] {
         match self {
             Self::Mail => &Letter::KINDS,
-            Self::Events => &News::KINDS,
+            Self::Events => &UserEvent::KINDS,
         }
     }
 
@@ -101,11 +101,11 @@ impl Server {
         self.away.map(|(_, until)| until).filter(|until| *until > now).unwrap_or(now + LOOK_EVERY)
     }
 
-    fn learn(&mut self, lane: Lane, outcome: &Result<(), Undelivered>) {
+    fn learn(&mut self, lane: Lane, outcome: &Result<(), DeliveryError>) {
         match (outcome, self.away) {
             // What began together fails together: that is one probe.
-            (Err(Undelivered::ServerAway(_)), Some((_, until))) if Instant::now() < until => {}
-            (Err(Undelivered::ServerAway(why)), away) => {
+            (Err(DeliveryError::ServerAway(_)), Some((_, until))) if Instant::now() < until => {}
+            (Err(DeliveryError::ServerAway(why)), away) => {
                 if away.is_none() {
                     tracing::warn!(?lane, error = %why, "messages wait: their server is away");
                 }
@@ -125,13 +125,13 @@ impl Server {
 /// An attempt that is over.
 struct Attempt {
     row: outbox::Model,
-    outcome: Result<(), Undelivered>,
+    outcome: Result<(), DeliveryError>,
     /// The outcome tells something about the server.
     met_the_server: bool,
 }
 
 /// How an attempt went, and whether that tells something about the server.
-type Seen = (Result<(), Undelivered>, bool);
+type Seen = (Result<(), DeliveryError>, bool);
 
 /// The attempts of a lane, each a task of its own: none waits for another, nor for the database.
 #[derive(Default)]
@@ -166,7 +166,7 @@ impl UnderWay {
 
     fn attempt(&mut self, joined: Result<(task::Id, Seen), task::JoinError>) -> Option<Attempt> {
         let (id, (outcome, met_the_server)) = joined.unwrap_or_else(|error| {
-            (error.id(), (Err(Undelivered::NotNow("the attempt panicked; the log says where".into())), false))
+            (error.id(), (Err(DeliveryError::Transient("the attempt panicked; the log says where".into())), false))
         });
         Some(Attempt { row: self.rows.remove(&id)?, outcome, met_the_server })
     }
@@ -292,18 +292,18 @@ impl App {
         match tokio::time::timeout(ATTEMPT_TIMEOUT, self.attempt(lane, row)).await {
             Ok(Ok(outcome)) => (outcome, true),
             // Slow at each of its steps, rather than silent: it was there.
-            Err(_) => (Err(Undelivered::NotNow(format!("not done within {} s", ATTEMPT_TIMEOUT.as_secs()))), true),
+            Err(_) => (Err(DeliveryError::Transient(format!("not done within {} s", ATTEMPT_TIMEOUT.as_secs()))), true),
             // Sealed with another key, or not whole. Another replica may have the right key, or this one tomorrow. Not in
             // the words of the cause, which could quote the payload.
             Ok(Err(_)) => {
-                (Err(Undelivered::NotNow("the payload can't be read: was SECRET_KEY another?".into())), false)
+                (Err(DeliveryError::Transient("the payload can't be read: was SECRET_KEY another?".into())), false)
             }
         }
     }
 
     /// # Errors
     /// If the payload can't be opened, or isn't what the kind says.
-    async fn attempt(&self, lane: Lane, row: &outbox::Model) -> Result<Result<(), Undelivered>, Cause> {
+    async fn attempt(&self, lane: Lane, row: &outbox::Model) -> Result<Result<(), DeliveryError>, Cause> {
         let payload = self.seal.open(row.dedup_id.as_bytes(), &row.payload)?;
         match lane {
             Lane::Mail => {
@@ -393,17 +393,17 @@ fn older_of_the_same_user(lane: Lane, now: DateTime<Utc>) -> SelectStatement {
 fn what_next(
     lane: Lane,
     row: &outbox::Model,
-    outcome: &Result<(), Undelivered>,
+    outcome: &Result<(), DeliveryError>,
     now: DateTime<Utc>,
 ) -> (State, DateTime<Utc>) {
     let began_at = row.leased_until.map_or(now, |until| until - LEASE);
     let wait = backoff(row.attempts);
     match outcome {
         Ok(()) => (State::Sent, now),
-        Err(Undelivered::Refused(_)) => (State::Abandoned, now),
+        Err(DeliveryError::Permanent(_)) => (State::Abandoned, now),
         Err(_) if now - row.created_at > lane.give_up_after() => (State::Abandoned, now),
-        Err(Undelivered::ServerAway(_)) => (State::Pending, now + wait.min(MAX_PROBE_WAIT)),
-        Err(Undelivered::NotNow(_)) => (State::Pending, Ord::max(began_at + wait, now + TimeDelta::seconds(1))),
+        Err(DeliveryError::ServerAway(_)) => (State::Pending, now + wait.min(MAX_PROBE_WAIT)),
+        Err(DeliveryError::Transient(_)) => (State::Pending, Ord::max(began_at + wait, now + TimeDelta::seconds(1))),
     }
 }
 

@@ -16,7 +16,7 @@ const VERSION: u32 = 1;
 
 /// What happened to a user.
 #[derive(Debug)]
-pub(super) enum News {
+pub(super) enum UserEvent {
     Registered,
     Verified,
     /// The keys of the user that changed.
@@ -27,7 +27,7 @@ pub(super) enum News {
     Deleted,
 }
 
-impl News {
+impl UserEvent {
     /// What the rows of events are called in the outbox: the types of the events.
     pub(super) const KINDS: [&str; 5] =
         ["user.registered", "user.verified", "user.updated", "user.roles_changed", "user.deleted"];
@@ -75,15 +75,15 @@ struct UserNow<'a> {
 impl Transaction {
     /// Puts an event into the outbox, where there is somebody to hear of it. `user` is as it is after the change; of one that
     /// was deleted, as it was before.
-    pub async fn announce(&mut self, news: News, user: &user::Model) -> Result<()> {
+    pub async fn announce(&mut self, news: UserEvent, user: &user::Model) -> Result<()> {
         if self.app.notifier.is_none() {
             return Ok(());
         }
         let (changed, user_version) = match &news {
-            News::Updated { changed } => (changed.as_slice(), user.version),
+            UserEvent::Updated { changed } => (changed.as_slice(), user.version),
             // The end is newer than all that was.
-            News::Deleted => ([].as_slice(), user.version + 1),
-            News::Registered | News::Verified | News::RolesChanged => ([].as_slice(), user.version),
+            UserEvent::Deleted => ([].as_slice(), user.version + 1),
+            UserEvent::Registered | UserEvent::Verified | UserEvent::RolesChanged => ([].as_slice(), user.version),
         };
         let user_now = UserNow {
             id: user.id,

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     app::App,
-    domain::event::News,
+    domain::event::UserEvent,
     entity::{
         audit_event,
         outbox::{self, State},
@@ -118,7 +118,7 @@ impl App {
             let mut old =
                 Condition::all().add(outbox::Column::State.eq(state)).add(outbox::Column::NextAttemptAt.lt(now - keep));
             if state == State::Pending {
-                old = old.add(outbox::Column::Kind.is_in(News::KINDS));
+                old = old.add(outbox::Column::Kind.is_in(UserEvent::KINDS));
             }
             removed += self.remove::<outbox::Entity>(outbox::Column::Id, old, outbox::Column::NextAttemptAt).await?;
         }

@@ -12,7 +12,7 @@ mod delivery;
 pub mod directory;
 mod event;
 pub mod group;
-pub mod holdings;
+
 pub mod housekeeping;
 mod known_client;
 pub mod letter;
@@ -22,5 +22,6 @@ pub mod profile;
 pub mod registration;
 pub mod session;
 pub mod user;
+pub mod user_permission;
 pub mod user_role;
 pub mod verification;

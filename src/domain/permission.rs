@@ -65,12 +65,12 @@ fn is_name(text: &str) -> bool {
 
 /// What is asked of somebody: one permission, or any of an app.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Asked {
+pub enum PermissionQuery {
     One(Permission),
     AnyOf(String),
 }
 
-impl Asked {
+impl PermissionQuery {
     /// A permission, or `app.`.
     pub fn parse(raw: &str) -> Result<Self, &'static str> {
         match raw.strip_suffix('.').filter(|app| is_name(app)) {

@@ -10,7 +10,7 @@ use crate::{
         audit::Event,
         caller::Call,
         change::Transaction,
-        event::News,
+        event::UserEvent,
         profile::DEFAULT_TIMEZONE,
         session::LoggedIn,
         user::{self as rules, EmailAddress, PersonName},
@@ -39,7 +39,7 @@ pub struct Person {
 /// What sets a user apart from the first day on.
 #[expect(clippy::struct_excessive_bools, reason = "the columns, as the Django service named them")]
 #[derive(Debug, Clone, Copy)]
-pub struct Standing {
+pub struct AccountFlags {
     pub is_active: bool,
     pub is_verified: bool,
     pub is_freelancer: bool,
@@ -49,7 +49,7 @@ pub struct Standing {
     pub is_superuser: bool,
 }
 
-impl Default for Standing {
+impl Default for AccountFlags {
     /// Whoever registers.
     fn default() -> Self {
         Self {
@@ -86,10 +86,10 @@ impl App {
         let hash = self.hash_password(new.password).await?;
         self.change(move |tx| {
             Box::pin(async move {
-                let user = tx.insert_user(&new.person, hash, Standing::default()).await?;
+                let user = tx.insert_user(&new.person, hash, AccountFlags::default()).await?;
                 let session = tx.insert_session(&call, user.id).await?;
                 tx.post_code(&user, false).await?;
-                tx.announce(News::Registered, &user).await?;
+                tx.announce(UserEvent::Registered, &user).await?;
                 tx.audit(Event::Registered, Some(&call), user.id).await?;
                 let tokens = tx.app.keys.issue(&user, &session, tx.now)?;
                 Ok(LoggedIn { user, tokens })
@@ -107,12 +107,12 @@ impl App {
             return Err(Error::EmailTaken);
         }
         let hash = self.hash_password(password).await?;
-        let standing = Standing { is_staff: true, is_superuser: true, is_verified: true, ..Standing::default() };
+        let flags = AccountFlags { is_staff: true, is_superuser: true, is_verified: true, ..AccountFlags::default() };
         let person = Person { email, first_name: PersonName::default(), last_name: PersonName::default() };
         self.change(move |tx| {
             Box::pin(async move {
-                let user = tx.insert_user(&person, hash, standing).await?;
-                tx.announce(News::Registered, &user).await?;
+                let user = tx.insert_user(&person, hash, flags).await?;
+                tx.announce(UserEvent::Registered, &user).await?;
                 tx.audit(Event::SuperuserMade, None, user.id).await?;
                 Ok(user)
             })
@@ -138,7 +138,7 @@ impl Transaction {
         &self,
         person: &Person,
         password: PasswordHash,
-        standing: Standing,
+        flags: AccountFlags,
     ) -> Result<user::Model> {
         let Person { email, first_name, last_name } = person;
         let (search_text, name_text) = rules::search_texts(email.key(), first_name.as_str(), last_name.as_str());
@@ -148,14 +148,14 @@ impl Transaction {
             password: Set(password),
             first_name: Set(first_name.as_str().to_owned()),
             last_name: Set(last_name.as_str().to_owned()),
-            is_active: Set(standing.is_active),
-            is_staff: Set(standing.is_staff),
-            is_superuser: Set(standing.is_superuser),
-            is_verified: Set(standing.is_verified),
-            is_freelancer: Set(standing.is_freelancer),
-            is_seller: Set(standing.is_seller),
-            is_moderator: Set(standing.is_moderator),
-            listed: Set(standing.is_active), // the profile begins public
+            is_active: Set(flags.is_active),
+            is_staff: Set(flags.is_staff),
+            is_superuser: Set(flags.is_superuser),
+            is_verified: Set(flags.is_verified),
+            is_freelancer: Set(flags.is_freelancer),
+            is_seller: Set(flags.is_seller),
+            is_moderator: Set(flags.is_moderator),
+            listed: Set(flags.is_active), // the profile begins public
             search_text: Set(search_text),
             name_text: Set(name_text),
             version: Set(1),

@@ -16,7 +16,7 @@ use crate::{
         audit::Event,
         caller::{Call, Caller},
         change::Transaction,
-        event::News,
+        event::UserEvent,
         letter::Letter,
         user::EmailAddress,
     },
@@ -199,7 +199,7 @@ impl Transaction {
             .exec_with_returning(&self.db)
             .await?;
         for user in &verified {
-            self.announce(News::Verified, user).await?;
+            self.announce(UserEvent::Verified, user).await?;
         }
         // The tokens that are out say that the address is not verified.
         self.doubt_tokens_of(owner.id).await?;

@@ -22,7 +22,7 @@ use secrecy::ExposeSecret;
 
 use crate::{
     config::{self, SmtpTls},
-    error::{Cause, Chain, Undelivered},
+    error::{Cause, Chain, DeliveryError},
 };
 
 /// How long a server may take over one step of the conversation.
@@ -64,7 +64,7 @@ impl Server {
     ///
     /// # Errors
     /// If it did not take it, or its answer was lost.
-    pub async fn send(&self, envelope: &Envelope, message: &[u8]) -> Result<(), Undelivered> {
+    pub async fn send(&self, envelope: &Envelope, message: &[u8]) -> Result<(), DeliveryError> {
         let mut connection = self.connect().await.map_err(Trouble::with_the_server)?;
         let sent = hand_over(&mut connection, envelope, message).await;
         // What it has taken it has taken, whatever it says to this.
@@ -94,18 +94,18 @@ async fn hand_over(
     connection: &mut AsyncSmtpConnection,
     envelope: &Envelope,
     message: &[u8],
-) -> Result<(), Undelivered> {
+) -> Result<(), DeliveryError> {
     let mut parameters = Vec::new();
     let offers = |connection: &AsyncSmtpConnection, extension| connection.server_info().supports_feature(extension);
     if !envelope.to().iter().chain(envelope.from()).all(|address| AsRef::<str>::as_ref(address).is_ascii()) {
         if !offers(connection, Extension::SmtpUtfEight) {
-            return Err(Undelivered::Refused("the server takes no addresses beyond ASCII (SMTPUTF8)".into()));
+            return Err(DeliveryError::Permanent("the server takes no addresses beyond ASCII (SMTPUTF8)".into()));
         }
         parameters.push(MailParameter::SmtpUtfEight);
     }
     if !message.is_ascii() {
         if !offers(connection, Extension::EightBitMime) {
-            return Err(Undelivered::Refused("the server takes no text beyond ASCII (8BITMIME)".into()));
+            return Err(DeliveryError::Permanent("the server takes no text beyond ASCII (8BITMIME)".into()));
         }
         parameters.push(MailParameter::Body(MailBodyParameter::EightBitMime));
     }
@@ -144,18 +144,18 @@ async fn step<T>(step: &'static str, taken: impl Future<Output = Result<T, lettr
 
 impl Trouble {
     /// Every mail would meet it.
-    fn with_the_server(self) -> Undelivered {
-        Undelivered::ServerAway(self.to_string())
+    fn with_the_server(self) -> DeliveryError {
+        DeliveryError::ServerAway(self.to_string())
     }
 
     /// This mail met it; another may fare better.
-    fn with_the_message(self) -> Undelivered {
+    fn with_the_message(self) -> DeliveryError {
         let text = self.to_string();
         match self.code {
             // "Service not available, closing transmission channel": RFC 5321 §3.8.
-            Some(code) if code.to_string() == "421" => Undelivered::ServerAway(text),
-            Some(code) if self.is_final(code) => Undelivered::Refused(text),
-            _ => Undelivered::NotNow(text),
+            Some(code) if code.to_string() == "421" => DeliveryError::ServerAway(text),
+            Some(code) if self.is_final(code) => DeliveryError::Permanent(text),
+            _ => DeliveryError::Transient(text),
         }
     }
 

@@ -15,16 +15,18 @@ use crate::{
         authority::Subject,
         caller::{Call, Caller},
         change::Transaction,
-        event::News,
+        event::UserEvent,
         group::{self, Group},
-        permission::{Asked, MAX_PERMISSIONS, Permission, Permissions, id_of, id_query, named, permissions_of},
+        permission::{
+            MAX_PERMISSIONS, Permission, PermissionQuery, Permissions, id_of, id_query, named, permissions_of,
+        },
     },
     entity::{permission, user, user_group, user_permission},
     error::{Conflict, Denial, Error, Resource, Result},
 };
 
 /// What a user may do, and where it comes from.
-pub struct Holdings {
+pub struct UserPermissions {
     pub user_id: i64,
     pub groups: Vec<Group>,
     pub direct: Vec<Permission>,
@@ -36,21 +38,21 @@ impl App {
     ///
     /// # Errors
     /// `PermissionDenied`; `NotFound`.
-    pub async fn get_user_permissions(&self, caller: &Caller, user_id: i64) -> Result<Holdings> {
+    pub async fn get_user_permissions(&self, caller: &Caller, user_id: i64) -> Result<UserPermissions> {
         let user = self.get_for_oneself_or_admin(caller, user_id).await?;
-        holdings(self.db.reader(), &user).await
+        user_permissions(self.db.reader(), &user).await
     }
 
     /// Whether the user has the permission: for oneself and admins to ask. A superuser has all, an inactive user none.
     ///
     /// # Errors
     /// `PermissionDenied`; `NotFound`.
-    pub async fn check_permission(&self, caller: &Caller, user_id: i64, asked: &Asked) -> Result<bool> {
+    pub async fn check_permission(&self, caller: &Caller, user_id: i64, asked: &PermissionQuery) -> Result<bool> {
         let user = self.get_for_oneself_or_admin(caller, user_id).await?;
         let permissions = permissions_of(self.db.reader(), &user).await?;
         Ok(match asked {
-            Asked::One(permission) => permissions.has_perm(permission),
-            Asked::AnyOf(app) => permissions.has_module_perms(app),
+            PermissionQuery::One(permission) => permissions.has_perm(permission),
+            PermissionQuery::AnyOf(app) => permissions.has_module_perms(app),
         })
     }
 
@@ -73,7 +75,7 @@ impl App {
         caller: Caller,
         user_id: i64,
         permission: Permission,
-    ) -> Result<Holdings> {
+    ) -> Result<UserPermissions> {
         self.change(move |tx| {
             Box::pin(async move {
                 let Subject { user, authority, .. } = tx.lock_subject(&caller, user_id).await?;
@@ -94,7 +96,7 @@ impl App {
                     tx.audit(event, Some(&call), user_id).await?;
                     tx.tell_of_permissions(user_id).await?;
                 }
-                holdings(&tx.db, &user).await
+                user_permissions(&tx.db, &user).await
             })
         })
         .await
@@ -142,7 +144,7 @@ impl App {
         caller: Caller,
         id: i64,
         user_id: i64,
-    ) -> Result<Holdings> {
+    ) -> Result<UserPermissions> {
         self.change(move |tx| {
             Box::pin(async move {
                 let Subject { user, authority, .. } =
@@ -159,7 +161,7 @@ impl App {
                     tx.audit(Event::GroupMemberAdded(group.name), Some(&call), user_id).await?;
                     tx.tell_of_permissions(user_id).await?;
                 }
-                holdings(&tx.db, &user).await
+                user_permissions(&tx.db, &user).await
             })
         })
         .await
@@ -203,21 +205,21 @@ impl Transaction {
             .exec_with_returning(&self.db)
             .await?;
         for user in &touched {
-            self.announce(News::RolesChanged, user).await?;
+            self.announce(UserEvent::RolesChanged, user).await?;
         }
         Ok(())
     }
 }
 
 /// What the user may do, and where it comes from.
-async fn holdings(db: &impl ConnectionTrait, user: &user::Model) -> Result<Holdings> {
+async fn user_permissions(db: &impl ConnectionTrait, user: &user::Model) -> Result<UserPermissions> {
     let of_user = user_permission::Entity::find()
         .select_only()
         .column(user_permission::Column::PermissionId)
         .filter(user_permission::Column::UserId.eq(user.id));
     let mut direct = named(db, Condition::all().add(permission::Column::Id.in_subquery(of_user.into_query()))).await?;
     direct.sort();
-    Ok(Holdings {
+    Ok(UserPermissions {
         user_id: user.id,
         groups: group::groups_of(db, user.id).await?,
         direct,
