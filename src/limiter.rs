@@ -59,6 +59,7 @@ enum Attempt<'a> {
     Login { address: &'a str, client: IpAddr },
     LoginByClient(IpAddr),
     LoginByStrangers { address: &'a str },
+    ChangePassword { address: &'a str },
     Register(IpAddr),
 }
 
@@ -167,6 +168,27 @@ impl Limiter {
         }
     }
 
+    /// Counts a change of password as if the old one had been wrong: as a login, and against all others at this account,
+    /// whatever their clients. Whoever stole a session may have many.
+    ///
+    /// # Errors
+    /// `Throttled` if it is one too many.
+    pub async fn reserve_password_change(
+        &self,
+        email_key: &str,
+        client: IpAddr,
+        now: DateTime<Utc>,
+    ) -> Result<Reservation> {
+        let mut reservation = self.reserve_login(email_key, client, now).await?;
+        let Some(rate) = self.config.login else { return Ok(reservation) };
+        let change = Attempt::ChangePassword { address: email_key };
+        if let Err(throttled) = self.reserve(&mut reservation, change, rate, now).await {
+            self.give_back(reservation).await;
+            return Err(throttled);
+        }
+        Ok(reservation)
+    }
+
     /// The login did not fail after all: it doesn't count, and the failures before it are forgotten.
     pub async fn login_succeeded(&self, reservation: Reservation) {
         if self.config.login_counts == LoginCounts::Attempts {
@@ -218,6 +240,7 @@ impl Limiter {
             Attempt::Login { address, client } => format!("login\0{client}\0{address}"),
             Attempt::LoginByClient(client) => format!("login by client\0{client}"),
             Attempt::LoginByStrangers { address } => format!("login by strangers\0{address}"),
+            Attempt::ChangePassword { address } => format!("change password\0{address}"),
             Attempt::Register(client) => format!("register\0{client}"),
         };
         let tag = hmac::sign(&self.key, text.as_bytes());

@@ -14,6 +14,7 @@ mod m0003_profiles_by_avatar;
 mod m0004_known_clients;
 mod m0005_list_indexes;
 mod m0006_outbox;
+mod m0007_sessions;
 
 use std::collections::HashSet;
 
@@ -35,6 +36,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0004_known_clients::Migration),
             Box::new(m0005_list_indexes::Migration),
             Box::new(m0006_outbox::Migration),
+            Box::new(m0007_sessions::Migration),
         ]
     }
 }

@@ -173,6 +173,9 @@ impl App {
         if is_staff.is_some() || is_superuser.is_some() {
             authority.require_superuser()?;
         }
+        if email.is_some() || is_active.is_some() {
+            subject.require_not_a_peer()?;
+        }
         if authority.is_admin {
             return Ok(());
         }
@@ -205,6 +208,7 @@ impl App {
         self.change(move |tx| {
             Box::pin(async move {
                 let subject = tx.lock_subject(&caller, id).await?;
+                subject.require_not_a_peer()?;
                 subject.require_dispensable()?;
                 tx.audit(Event::UserDeleted, Some(&call), id).await?;
                 tx.announce(UserEvent::Deleted, &subject.user).await?;
@@ -255,8 +259,11 @@ impl Transaction {
             self.end_sessions(after.id, None).await?;
         }
         if before.email_key != after.email_key {
-            let letter = Letter::EmailChanged { to: before.email.clone(), name: greeting_name(before) };
-            self.post(&letter, after.id).await?;
+            // One that nobody verified may be a stranger's.
+            if before.is_verified {
+                let letter = Letter::EmailChanged { to: before.email.clone(), name: greeting_name(before) };
+                self.post(&letter, after.id).await?;
+            }
             if !after.is_verified && after.is_active {
                 self.post_code(after, false).await?;
             }

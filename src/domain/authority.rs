@@ -1,6 +1,6 @@
 //! Who may change whom: oneself, an admin whoever is no superuser, a superuser everybody. The last superuser stays.
 
-use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
 use crate::{
     domain::{caller::Caller, change::Transaction},
@@ -31,9 +31,16 @@ pub(super) struct Subject {
     /// What whoever changes it may do.
     pub authority: Authority,
     is_last_superuser: bool,
+    is_oneself: bool,
 }
 
 impl Subject {
+    /// Nothing, or the refusal where an admin would put another out of office, which only a superuser does: without an
+    /// account, or with an address of somebody else's, nobody is an admin any more.
+    pub fn require_not_a_peer(&self) -> Result<()> {
+        if self.user.is_staff && !self.is_oneself { self.authority.require_superuser() } else { Ok(()) }
+    }
+
     /// Nothing, or the refusal where nobody would be left to make superusers.
     pub fn require_dispensable(&self) -> Result<()> {
         if self.is_last_superuser { Err(Error::Conflict(Conflict::LastSuperuser)) } else { Ok(()) }
@@ -62,14 +69,15 @@ impl Transaction {
         }
         let missing = || Error::NotFound(Resource::User);
         let seen = user::Entity::find_by_id(id).one(&self.db).await?.ok_or_else(missing)?;
-        // All superusers, in the order of their ids: of two who demote each other one waits, and then is none any more.
-        let superusers = if seen.is_superuser {
-            let all = user::Entity::find().filter(user::Column::IsSuperuser.eq(true)).order_by_asc(user::Column::Id);
-            all.lock_exclusive().all(&self.db).await?
-        } else {
-            Vec::new()
-        };
-        let user = user::Entity::find_by_id(id).lock_exclusive().one(&self.db).await?.ok_or_else(missing)?;
+        // With a superuser all of them, in the order of their ids: of two who demote each other one waits, and then is none any
+        // more. In one statement, so that who ceases to be one meanwhile keeps its place in the order.
+        let mut locked = Condition::any().add(user::Column::Id.eq(id));
+        if seen.is_superuser {
+            locked = locked.add(user::Column::IsSuperuser.eq(true));
+        }
+        let locked = user::Entity::find().filter(locked).order_by_asc(user::Column::Id).lock_exclusive();
+        let locked = locked.all(&self.db).await?;
+        let user = locked.iter().find(|user| user.id == id).cloned().ok_or_else(missing)?;
         // Again, now that whoever was before us is through.
         let authority = self.authority(caller).await?;
         if caller.user_id != id {
@@ -78,9 +86,15 @@ impl Transaction {
                 authority.require_superuser()?;
             }
         }
+        // Who was made one just before we had the row: then the others need no lock, for whoever unmakes them waits for this one.
+        let superusers = if user.is_superuser && !seen.is_superuser {
+            user::Entity::find().filter(user::Column::IsSuperuser.eq(true)).all(&self.db).await?
+        } else {
+            locked
+        };
         let is_active_superuser = |user: &user::Model| user.is_active && user.is_superuser;
         let is_last_superuser =
             is_active_superuser(&user) && !superusers.iter().any(|other| other.id != id && is_active_superuser(other));
-        Ok(Subject { user, authority, is_last_superuser })
+        Ok(Subject { user, authority, is_last_superuser, is_oneself: caller.user_id == id })
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     revocations::Revocation,
 };
 
-/// How long a change may take once it has begun; longer, and its transaction is undone. Less than what the polls of the
+/// How long a change may take once it has begun; longer, and its transaction is undone, unless its commit was already sent. Less than what the polls of the
 /// revocations read again, than the margin by which they doubt a token, and than what shutdown waits.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(8);
 

@@ -70,7 +70,7 @@ impl App {
         errors.check("new_password", new.is_impersonal(&[&user.email, &user.first_name, &user.last_name]));
         errors.finish()?;
 
-        let attempt = self.limiter.reserve_login(&user.email_key, call.client, self.clock.now()).await?;
+        let attempt = self.limiter.reserve_password_change(&user.email_key, call.client, self.clock.now()).await?;
         let changed = self.change_password_within_limits(call, &caller, Arc::new(old), Arc::new(new)).await;
         match &changed {
             Ok(true) => self.limiter.login_succeeded(attempt).await,
@@ -133,8 +133,11 @@ impl Transaction {
         }
         self.end_sessions(user.id, Some(kept)).await?;
         self.audit(Event::PasswordChanged, Some(call), user.id).await?;
-        let letter = Letter::PasswordChanged { to: user.email.clone(), name: greeting_name(user) };
-        self.post(&letter, user.id).await?;
+        // An address that nobody verified may be a stranger's, who would get a mail at each change.
+        if user.is_verified {
+            let letter = Letter::PasswordChanged { to: user.email.clone(), name: greeting_name(user) };
+            self.post(&letter, user.id).await?;
+        }
         Ok(true)
     }
 }

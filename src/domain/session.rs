@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Duration, Utc};
-use sea_orm::{ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, QueryFilter, sea_query::Expr};
+use sea_orm::{
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect,
+    sea_query::Expr,
+};
 use uuid::Uuid;
 
 use crate::{
@@ -33,6 +36,9 @@ use crate::{
 pub const REFRESH_GRACE: Duration = Duration::seconds(10);
 /// How old a session may grow, however often it is refreshed.
 pub const SESSION_MAX_AGE: Duration = Duration::days(30);
+
+/// How many sessions a user may have; a further login ends the oldest.
+pub const MAX_SESSIONS: u64 = 100;
 
 /// How often a login looks at the account, should its hash be replaced under its hands.
 const LOGIN_ATTEMPTS: usize = 3;
@@ -215,7 +221,7 @@ impl Transaction {
     /// `None` if the account is no longer what the password was held against: it may have been deactivated, or its
     /// password changed, while the hash took its time.
     async fn begin_session_after_login(
-        &self,
+        &mut self,
         call: &Call,
         user: &user::Model,
         upgraded: Option<PasswordHash>,
@@ -237,7 +243,7 @@ impl Transaction {
     }
 
     /// A new session of the user. Its client is known from then on.
-    pub async fn insert_session(&self, call: &Call, user_id: i64) -> Result<session::Model> {
+    pub async fn insert_session(&mut self, call: &Call, user_id: i64) -> Result<session::Model> {
         let now = self.now;
         let new = session::ActiveModel {
             id: Set(new_session_id(now)),
@@ -252,7 +258,33 @@ impl Transaction {
             user_agent: Set(call.user_agent()),
         };
         remember_client(&self.db, user_id, call.client, now).await?;
-        Ok(new.insert(&self.db).await?)
+        let session = new.insert(&self.db).await?;
+        self.end_oldest_sessions(user_id).await?;
+        Ok(session)
+    }
+
+    /// Ends what the user has beyond [`MAX_SESSIONS`], the oldest first: so many can be ended all at once in no time.
+    async fn end_oldest_sessions(&mut self, user_id: i64) -> Result<()> {
+        let oldest: Vec<Uuid> = session::Entity::find()
+            .select_only()
+            .column(session::Column::Id)
+            .filter(session::Column::UserId.eq(user_id))
+            .filter(session::Column::RevokedAt.is_null())
+            .order_by_desc(session::Column::Id)
+            .offset(MAX_SESSIONS)
+            .limit(MAX_SESSIONS)
+            .into_tuple()
+            .all(&self.db)
+            .await?;
+        if oldest.is_empty() {
+            return Ok(());
+        }
+        session::Entity::update_many()
+            .col_expr(session::Column::RevokedAt, Expr::value(self.now))
+            .filter(session::Column::Id.is_in(oldest.iter().copied()))
+            .exec(&self.db)
+            .await?;
+        self.revoke_sessions(oldest).await
     }
 
     /// Ends a session: its tokens are worth nothing from the commit on, here at once and everywhere within a second.

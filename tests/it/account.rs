@@ -2,12 +2,13 @@
 
 use std::io::Cursor;
 
+use futures_util::future::join_all;
 use identity::entity::{
     audit_event, avatar, outbox, profile, session, user, user_group, user_permission, verification_code,
 };
 use image::ImageFormat;
 use reqwest::Method;
-use sea_orm::{ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder};
+use sea_orm::{ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, sea_query::Expr};
 use serde_json::{Value, json};
 
 use crate::{
@@ -370,6 +371,28 @@ async fn staff_leaves_superusers_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn only_a_superuser_puts_an_admin_out_of_office() {
+    everywhere(async |service, face| {
+        let superuser = service.admin("admin@example.com").await;
+        let [one, peer] = ["one@example.com", "peer@example.com"].map(|email| staff(service, &superuser, email));
+        let (one, peer) = (one.await, peer.await);
+        let id = user_id(&peer);
+        let before = row(service, id).await;
+        // Without an account, or with an address of somebody else's, nobody is an admin any more.
+        update(&one, face, id, json!({ "is_active": false })).await.expect(403);
+        update(&one, face, id, json!({ "email": "mine@example.com" })).await.expect(403);
+        one.call(face, "UserService.DeleteUser", json!({ "id": id })).await.expect(403);
+        assert_eq!(row(service, id).await, before);
+        update(&one, face, id, json!({ "first_name": "Joan" })).await.expect(200);
+        update(&one, face, user_id(&one), json!({ "email": "another@example.com" })).await.expect(200);
+        update(&superuser, face, id, json!({ "is_active": false })).await.expect(200);
+        superuser.call(face, "UserService.DeleteUser", json!({ "id": id })).await.expect(204);
+        one.call(face, "UserService.DeleteUser", json!({ "id": user_id(&one) })).await.expect(204);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_last_active_superuser_stays() {
     everywhere(async |service, face| {
         let last = service.admin("last@example.com").await;
@@ -429,6 +452,35 @@ async fn of_two_superusers_who_unmake_each_other_at_once_one_stays() {
             assert_eq!(superusers.count(service.app.db.reader()).await.unwrap(), 1, "round {round}: {outcomes:?}");
             let tx = service.app.db.begin().await.unwrap();
             user::Entity::delete_many().exec(&tx).await.unwrap();
+            tx.commit().await.unwrap();
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn superusers_who_unmake_each_other_in_a_ring_get_answers_and_not_each_others_locks() {
+    on_each_store(async |service| {
+        const RING: usize = 6;
+        let mut ring = Vec::new();
+        for n in 0..RING {
+            ring.push(service.admin(&format!("{n}@example.com")).await);
+        }
+        for round in 0..12 {
+            let unmake = async |n: usize| {
+                // Backwards in every other round, so that ids are asked for in both orders.
+                let other = if round % 2 == 0 { (n + 1) % RING } else { (n + RING - 1) % RING };
+                update(&ring[n], Face::Grpc, user_id(&ring[other]), json!({ "is_superuser": false })).await
+            };
+            let outcomes = join_all((0..RING).map(unmake)).await;
+            let statuses: Vec<_> = outcomes.iter().map(|outcome| outcome.status).collect();
+            assert!(statuses.iter().all(|status| matches!(status, 200 | 403 | 409)), "round {round}: {outcomes:?}");
+            let superusers = user::Entity::find().filter(user::Column::IsSuperuser.eq(true));
+            let left = superusers.count(service.app.db.reader()).await.unwrap();
+            assert!(left >= 1, "round {round}: {statuses:?}");
+            let tx = service.app.db.begin().await.unwrap();
+            let all = user::Entity::update_many().col_expr(user::Column::IsSuperuser, Expr::value(true));
+            all.exec(&tx).await.unwrap();
             tx.commit().await.unwrap();
         }
     })

@@ -106,6 +106,7 @@ async fn migrations_run_twice_without_effect() {
             "m0004_known_clients",
             "m0005_list_indexes",
             "m0006_outbox",
+            "m0007_sessions",
         ];
         assert_eq!(db.pending_migrations().await.unwrap(), all, "{store:?}");
         assert_eq!(db.migrate().await.unwrap(), all, "{store:?}");
@@ -137,7 +138,7 @@ async fn ten_starters_at_once_migrate_once() {
         for starter in starters {
             applied += starter.await.unwrap();
         }
-        assert_eq!(applied, 6, "{store:?}");
+        assert_eq!(applied, 7, "{store:?}");
     }
 }
 
@@ -166,7 +167,7 @@ async fn without_the_right_to_create_pg_trgm_everything_else_is_there() {
     owner.execute_unprepared(&format!("CREATE ROLE {role}; GRANT ALL ON SCHEMA public TO {role}")).await.unwrap();
 
     let db = Db::connect(&options(&format!("{}?options=-c%20role%3D{role}", database.url))).await.unwrap();
-    assert_eq!(db.migrate().await.unwrap().len(), 6);
+    assert_eq!(db.migrate().await.unwrap().len(), 7);
     let trigrams = texts(&owner, "SELECT indexname::text FROM pg_indexes WHERE indexdef LIKE '%gin_trgm_ops%'").await;
     assert!(trigrams.is_empty(), "{trigrams:?}");
     insert_user(&db, "ada@example.com").await;

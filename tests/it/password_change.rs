@@ -1,10 +1,12 @@
 //! `ChangePassword`: the owner's, and what it does to sessions.
 
-use identity::entity::user;
+use futures_util::future::join_all;
+use identity::entity::{outbox, user};
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, sea_query::Expr};
 use serde_json::{Value, json};
 
 use crate::{
+    account::verify,
     harness::{Actor, Face, Outcome, PASSWORD, Service, Store, everywhere, on_each_store, within_a_second},
     user::user_id,
 };
@@ -26,6 +28,7 @@ async fn a_changed_password_ends_all_other_sessions_and_the_owner_is_told() {
     everywhere(async |service, face| {
         let replica = service.replica().await;
         let here = service.user("user@example.com").await;
+        verify(service, "user@example.com").await;
         let there = service.login("user@example.com").await;
         let elsewhere = service.login("user@example.com").await.at(replica.address);
         let answer = change(&here, face, PASSWORD, NEW).await.expect(200);
@@ -77,6 +80,41 @@ async fn a_wrong_old_password_changes_nothing_and_counts_as_a_failed_login() {
         }
         login(service, face, NEW).await.expect(200);
         started.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_nobody_verified_gets_no_mail_at_each_change() {
+    everywhere(async |service, face| {
+        let user = service.user("stranger@example.com").await;
+        for (old, new) in [(PASSWORD, NEW), (NEW, PASSWORD)] {
+            change(&user, face, old, new).await.expect(200);
+        }
+        let posted = outbox::Entity::find().all(service.app.db.reader()).await.unwrap();
+        let kinds: Vec<_> = posted.iter().map(|message| message.kind.as_str()).collect();
+        assert_eq!(kinds, ["verification_code"]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_stole_a_session_has_five_guesses_however_many_clients_make_them() {
+    for (store, face) in Store::all().into_iter().flat_map(|store| Face::ALL.map(|face| (store, face))) {
+        let settings = [("RATE_LIMIT_LOGIN", "5/15m"), ("TRUSTED_PROXIES", "127.0.0.1")];
+        let service = Service::start_with(store, &settings).await;
+        let stolen = service.user("user@example.com").await;
+        let guesses = (1..=8).map(async |n| {
+            let thief = stolen.coming_from(&format!("203.0.113.{n}"));
+            change(&thief, face, "wrong", NEW).await.status
+        });
+        let mut statuses = join_all(guesses).await;
+        statuses.sort_unstable();
+        assert_eq!(statuses, [400, 400, 400, 400, 400, 429, 429, 429], "{store:?} {face:?}");
+        // Nor does it lock the owner out.
+        let owner = service.anonymous().coming_from("198.51.100.1");
+        let fields = json!({ "email": "user@example.com", "password": PASSWORD });
+        owner.call(face, "AuthService.Login", fields).await.expect(200);
+        service.stop().await;
     }
 }
 

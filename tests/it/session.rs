@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use chrono::Duration;
 use futures_util::future::join_all;
 use identity::{
+    domain::session::MAX_SESSIONS,
     entity::{
         audit_event, session,
         user::{self, PasswordHash},
@@ -355,6 +356,27 @@ async fn a_session_is_over_after_thirty_days_however_often_it_is_refreshed() {
 }
 
 // Logout.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_beyond_the_hundredth_ends_the_oldest_session() {
+    on_each_store(async |service| {
+        let oldest = service.user("user@example.com").await;
+        let mut younger = Vec::new();
+        for _ in 1..MAX_SESSIONS {
+            service.clock.advance(chrono::Duration::milliseconds(1));
+            younger.push(service.login("user@example.com").await);
+        }
+        me(&oldest, Face::Rest).await.expect(200);
+        service.clock.advance(chrono::Duration::milliseconds(1));
+        let youngest = service.login("user@example.com").await;
+        me(&oldest, Face::Rest).await.expect(401);
+        refresh(&oldest, Face::Grpc, oldest.refresh_token.as_deref().unwrap()).await.expect(401);
+        for actor in [&younger[0], &youngest] {
+            me(actor, Face::Rest).await.expect(200);
+        }
+    })
+    .await;
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn logout_ends_the_session_here_and_after_a_restart() {
