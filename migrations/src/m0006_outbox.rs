@@ -19,7 +19,7 @@ impl MigrationTrait for Migration {
 
 /// Of a message that is settled, `next_attempt_at` is the time of that.
 const INDEXES: &str = "
-CREATE INDEX outbox_pending_by_user ON outbox (user_id, kind, id) WHERE state = 0;
+CREATE INDEX outbox_pending_by_user ON outbox (user_id, kind, next_attempt_at, id) WHERE state = 0;
 CREATE INDEX outbox_sent ON outbox (next_attempt_at) WHERE state = 1;
 CREATE INDEX outbox_abandoned ON outbox (next_attempt_at) WHERE state = 2;
 CREATE INDEX verification_codes_by_creation ON verification_codes (created_at);
