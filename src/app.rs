@@ -81,6 +81,9 @@ impl UserCount {
 
 impl App {
     /// The service over a database that is migrated.
+    ///
+    /// # Errors
+    /// If a key or a place of the configuration can't be used, or the database is away.
     pub async fn new(config: Config, clock: Clock, db: Db, mailer: Mailer) -> Result<Self, Cause> {
         let keys = config.keys()?;
         let notifier = match &config.notification_service_url {

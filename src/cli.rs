@@ -111,6 +111,9 @@ impl<E: Into<Cause>> From<E> for Failure {
 
 impl Cli {
     /// Does what the command line asks for.
+    ///
+    /// # Errors
+    /// What to tell the operator, with the exit code.
     pub async fn run(self) -> Result<(), Failure> {
         match self.command.unwrap_or(Command::Serve) {
             Command::Serve => serve().await,

@@ -191,6 +191,9 @@ impl FieldErrors {
     }
 
     /// Nothing if no field is bad, else the error that lists them all.
+    ///
+    /// # Errors
+    /// `Invalid`.
     pub fn finish(self) -> Result<()> {
         if self.is_empty() { Ok(()) } else { Err(Error::Invalid(self)) }
     }

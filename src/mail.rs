@@ -66,6 +66,9 @@ impl Mailer {
     }
 
     /// A mailer that keeps what it is given.
+    ///
+    /// # Errors
+    /// If the sender's address is none.
     pub fn memory(config: &config::Mail) -> Result<(Self, Outgoing), Cause> {
         let outgoing = Outgoing::default();
         Ok((Self { from: config.from.parse()?, transport: Transport::Memory(Arc::clone(&outgoing)) }, outgoing))

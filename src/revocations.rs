@@ -68,6 +68,9 @@ impl Revocation {
     }
 
     /// Writes a row for each, within the transaction of the change.
+    ///
+    /// # Errors
+    /// `Unavailable` if the database is away.
     pub async fn write_all(all: &[Self], tx: &Tx) -> Result<()> {
         for some in all.chunks(ROWS_AT_ONCE) {
             let rows = some.iter().map(|revocation| revocation.row());
@@ -153,6 +156,9 @@ struct Polls {
 
 impl Revocations {
     /// The feed as the database has it now.
+    ///
+    /// # Errors
+    /// `Unavailable` if the database is away.
     pub async fn load(db: &Db, clock: &Clock) -> Result<Self> {
         let started = Instant::now();
         let feed = Self {
@@ -211,6 +217,9 @@ impl Revocations {
     }
 
     /// Reads what others wrote since.
+    ///
+    /// # Errors
+    /// `Unavailable` if the database is away, or takes too long.
     pub async fn poll(&self, db: &Db, clock: &Clock) -> Result<()> {
         let asked_at = Instant::now();
         let (low, high) = {

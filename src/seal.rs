@@ -9,11 +9,18 @@ use crate::error::{Cause, Error, Result};
 pub struct Seal(RandomizedNonceKey);
 
 impl Seal {
+    /// A seal with this key.
+    ///
+    /// # Errors
+    /// `Internal` if the key can't be used.
     pub fn new(key: &[u8; 32]) -> Result<Self> {
         RandomizedNonceKey::new(&AES_256_GCM, key).map(Self).map_err(Error::internal)
     }
 
     /// `plain` as text that only this key opens, and only for the same `place`: moved into another row, it is worthless.
+    ///
+    /// # Errors
+    /// `Internal` if there is no chance to be had for a nonce.
     pub fn close(&self, place: &[u8], plain: Vec<u8>) -> Result<String> {
         let mut bytes = plain;
         let nonce = self.0.seal_in_place_append_tag(Aad::from(place), &mut bytes).map_err(Error::internal)?;

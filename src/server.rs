@@ -60,11 +60,18 @@ impl Server {
         Ok(Self { app, listener })
     }
 
+    /// Where it listens: the port that the system chose, where it was asked to choose.
+    ///
+    /// # Errors
+    /// If the socket has gone.
     pub fn local_addr(&self) -> Result<SocketAddr, Cause> {
         Ok(self.listener.local_addr()?)
     }
 
     /// Serves until `stop`; then accepts nothing more, lets what runs finish, and closes the stores.
+    ///
+    /// # Errors
+    /// If a task that it can't do without ended by itself.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Cause> {
         let (router, reporter) = router::router(&self.app).await?;
         let died = CancellationToken::new();

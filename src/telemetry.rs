@@ -10,6 +10,9 @@ use crate::{
 };
 
 /// Starts the log, on standard error: standard output belongs to the commands.
+///
+/// # Errors
+/// If a log was started before.
 pub fn start(log: &Log) -> Result<(), Cause> {
     let filter = EnvFilter::try_new(&log.level)?;
     let on_terminal = std::io::stderr().is_terminal();

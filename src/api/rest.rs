@@ -119,8 +119,19 @@ enum Value<'a> {
 /// A type that a field can have.
 pub trait FromValue: Sized {
     /// The value, or what is wrong with it.
+    ///
+    /// # Errors
+    /// What is wrong, in words for whoever sent it.
     fn from_json(json: &RawValue) -> Result<Self, &'static str>;
+    /// The same from a path or a query.
+    ///
+    /// # Errors
+    /// What is wrong, in words for whoever sent it.
     fn from_text(text: &str) -> Result<Self, &'static str>;
+    /// The same from a part of a form.
+    ///
+    /// # Errors
+    /// What is wrong, in words for whoever sent it.
     fn from_part(part: &Bytes) -> Result<Self, &'static str> {
         Self::from_text(std::str::from_utf8(part).map_err(|_| "Not valid UTF-8.")?)
     }
@@ -429,6 +440,9 @@ fn answer(status: u16, reply: &impl Serialize) -> Response {
 }
 
 /// How serde writes the times of answers: RFC 3339 in UTC, ending in `Z`.
+///
+/// # Errors
+/// Those of the serializer.
 #[allow(clippy::ref_option, reason = "serde passes the field by reference")]
 pub fn rfc3339<S: Serializer>(time: &Option<prost_types::Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
     match time {

@@ -25,6 +25,9 @@ use crate::{
 };
 
 /// The router, and the handle by which gRPC's health service is told how the service is.
+///
+/// # Errors
+/// If the descriptors can't be served by reflection: a fault of the build.
 pub async fn router(app: &Arc<App>) -> Result<(Router, HealthReporter), Cause> {
     let api = Arc::new(Api { app: Arc::clone(app) });
     let gate = Gate::new(Arc::clone(app));

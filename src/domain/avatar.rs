@@ -44,6 +44,9 @@ pub struct Upload {
 
 impl Upload {
     /// Recognises the picture by its content, whatever its name or type said, and checks its size before any of it is decoded.
+    ///
+    /// # Errors
+    /// What is wrong, in words for whoever sent it.
     pub fn parse(bytes: Vec<u8>) -> Result<Self, &'static str> {
         if bytes.is_empty() {
             return Err("The submitted file is empty.");
@@ -151,6 +154,9 @@ impl Transaction {
 
 impl App {
     /// The avatar of this name; `None` where there is none.
+    ///
+    /// # Errors
+    /// `Unavailable` if the store is away.
     pub async fn avatar(&self, name: &str) -> Result<Option<Avatar>> {
         if !is_name(name) {
             return Ok(None); // Nothing that a store should be asked.

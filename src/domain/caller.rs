@@ -84,6 +84,9 @@ impl App {
     /// The user who bears this access token.
     ///
     /// It takes neither network nor disk, save for a user whose roles changed since the token was made.
+    ///
+    /// # Errors
+    /// `Unauthenticated` for a token that is bad or expired, or whose session is over; `Unavailable` if that can't be known now.
     pub async fn caller(&self, access_token: &str) -> Result<Caller> {
         let claims = self.keys.verify(access_token, token::Kind::Access, self.clock.now())?;
         self.caller_of(&claims).await

@@ -66,6 +66,9 @@ struct Word {
 
 impl Search {
     /// White space and commas separate the words. Without a word everybody is found.
+    ///
+    /// # Errors
+    /// What is wrong, in words for whoever sent it.
     pub fn parse(raw: &str) -> Result<Self, &'static str> {
         if raw.chars().any(char::is_control) {
             return Err("Control characters are not allowed.");

@@ -33,6 +33,9 @@ pub struct GroupName(String);
 
 impl GroupName {
     /// White space around the name doesn't count.
+    ///
+    /// # Errors
+    /// What is wrong, in words for whoever sent it.
     pub fn parse(raw: &str) -> Result<Self, &'static str> {
         let name = raw.trim();
         if name.chars().any(char::is_control) {
@@ -65,6 +68,9 @@ impl Group {
 
 impl App {
     /// All groups, by name.
+    ///
+    /// # Errors
+    /// `Unavailable` if the database is away.
     pub async fn list_groups(&self) -> Result<Vec<Group>> {
         let groups = group::Entity::find().order_by_asc(group::Column::Name).limit(MAX_GROUPS);
         with_permissions(self.db.reader(), groups.all(self.db.reader()).await?).await

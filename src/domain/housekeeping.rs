@@ -81,6 +81,9 @@ impl App {
     }
 
     /// Removes what ran out, one subject after the other.
+    ///
+    /// # Errors
+    /// `Unavailable`; what was removed until then is.
     pub async fn sweep(&self) -> Result<Swept> {
         let now = self.clock.now();
         Ok(Swept {

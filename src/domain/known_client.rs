@@ -58,6 +58,9 @@ impl App {
     }
 
     /// Forgets clients whose last login is too long ago, `at_most` so many. The answer is their number.
+    ///
+    /// # Errors
+    /// `Unavailable` if the database is away.
     pub async fn sweep_known_clients(&self, at_most: u64) -> Result<u64> {
         let edge = self.clock.now() - KNOWN_FOR;
         let old: Vec<(i64, String)> = known_client::Entity::find()

@@ -82,6 +82,9 @@ pub struct Unsent {
 }
 
 /// The messages that wait or were given up, at most `limit` of them.
+///
+/// # Errors
+/// `Unavailable` if the database is away.
 pub async fn unsent(db: &Db, limit: u64) -> Result<Unsent> {
     use sea_orm::PaginatorTrait;
     let unsent = outbox::Entity::find().filter(outbox::Column::State.is_in([State::Pending, State::Abandoned]));
@@ -103,6 +106,9 @@ pub enum GivenUp {
 
 /// Puts messages that were given up in again, as if they had just been posted; how many there were. A service that runs finds
 /// them within seconds.
+///
+/// # Errors
+/// `Unavailable` if the database is away.
 pub async fn requeue(db: &Db, which: GivenUp, now: DateTime<Utc>) -> Result<u64> {
     let mut update = outbox::Entity::update_many()
         .col_expr(outbox::Column::State, Expr::value(State::Pending))

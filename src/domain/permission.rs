@@ -29,6 +29,10 @@ pub struct Permission {
 }
 
 impl Permission {
+    /// A permission by its name, with or without its app.
+    ///
+    /// # Errors
+    /// What is wrong, in words for whoever sent it.
     pub fn parse(raw: &str) -> Result<Self, &'static str> {
         let (app, codename) = raw.split_once('.').unwrap_or((OWN_APP, raw));
         if raw.is_empty() {
@@ -72,6 +76,9 @@ pub enum PermissionQuery {
 
 impl PermissionQuery {
     /// A permission, or `app.`.
+    ///
+    /// # Errors
+    /// What is wrong, in words for whoever sent it.
     pub fn parse(raw: &str) -> Result<Self, &'static str> {
         match raw.strip_suffix('.').filter(|app| is_name(app)) {
             Some(app) => Ok(Self::AnyOf(app.to_owned())),

@@ -24,6 +24,10 @@ pub const DEFAULT_TIMEZONE: &str = "UTC";
 pub struct Bio(String);
 
 impl Bio {
+    /// White space stays as it is.
+    ///
+    /// # Errors
+    /// What is wrong, in words for whoever sent it.
     pub fn parse(raw: &str) -> Result<Self, &'static str> {
         if raw.chars().any(|c| c.is_control() && !matches!(c, '\t' | '\n' | '\r')) {
             return Err("Control characters are not allowed.");
@@ -41,6 +45,9 @@ pub struct Timezone(&'static str);
 
 impl Timezone {
     /// Upper and lower case don't count; the database's spelling is kept.
+    ///
+    /// # Errors
+    /// What is wrong, in words for whoever sent it.
     pub fn parse(raw: &str) -> Result<Self, &'static str> {
         if raw.is_empty() {
             return Err("This field may not be blank.");
@@ -108,6 +115,9 @@ impl VisibleProfile {
 
 impl App {
     /// The caller's own profile.
+    ///
+    /// # Errors
+    /// `Unauthenticated` if the account is gone.
     pub async fn my_profile(&self, caller: &Caller) -> Result<VisibleProfile> {
         let found = self.user_with_profile(caller.user_id).await?;
         // The account went while the token was on its way.
@@ -116,6 +126,9 @@ impl App {
     }
 
     /// The profile of the user with this id, as `caller` may see it; `None` where there is none, or none to be seen.
+    ///
+    /// # Errors
+    /// `Unavailable` if the database is away.
     pub async fn get_profile(&self, caller: &Caller, user_id: i64) -> Result<Option<VisibleProfile>> {
         let found = self.user_with_profile(user_id).await?;
         Ok(found.filter(|(user, _)| caller.may_see(user)).map(|(user, profile)| VisibleProfile {
@@ -127,6 +140,10 @@ impl App {
     }
 
     /// Changes the caller's own profile, and returns it.
+    ///
+    /// # Errors
+    /// `PermissionDenied` if it takes a verified address; `Invalid` for a picture that can't be read; `Unauthenticated` if the account
+    /// is gone; `Unavailable` if a store is away.
     pub async fn update_my_profile(self: &Arc<Self>, caller: Caller, change: ProfileChange) -> Result<VisibleProfile> {
         self.require_verified(NeedsVerified::Profile, caller.is_verified)?;
         if !matches!(change.avatar, Change::Keep) {

@@ -171,6 +171,9 @@ impl App {
     }
 
     /// Ends the caller's session: its tokens are worth nothing from then on, here at once and everywhere within a second.
+    ///
+    /// # Errors
+    /// `Unavailable` if the database is away: the session stands then.
     pub async fn logout(self: &Arc<Self>, call: Arc<Call>, caller: Caller) -> Result<()> {
         self.change(move |tx| {
             Box::pin(async move {
@@ -182,6 +185,9 @@ impl App {
     }
 
     /// Whom a token stands for, if it is worth anything now.
+    ///
+    /// # Errors
+    /// `Unauthenticated` if it is worth nothing; `Throttled`; `Unavailable` if that can't be known now.
     pub async fn verify_token(&self, call: &Call, token: &str) -> Result<(VerifiedToken, Permissions)> {
         let now = self.clock.now();
         let mut verified = match self.keys.verify_either(token, now) {

@@ -29,6 +29,9 @@ pub struct EmailAddress {
 
 impl EmailAddress {
     /// White space around the address doesn't count. An internationalised domain is taken in either spelling.
+    ///
+    /// # Errors
+    /// What is wrong, in words for whoever sent it.
     pub fn parse(raw: &str) -> Result<Self, &'static str> {
         const INVALID: &str = "Enter a valid email address.";
         let raw = ComposingNormalizerBorrowed::new_nfc().normalize(raw.trim());
@@ -104,6 +107,9 @@ pub struct PersonName(String);
 
 impl PersonName {
     /// White space around the name doesn't count.
+    ///
+    /// # Errors
+    /// What is wrong, in words for whoever sent it.
     pub fn parse(raw: &str) -> Result<Self, &'static str> {
         let name = raw.trim();
         if name.chars().any(char::is_control) {
@@ -148,6 +154,10 @@ pub(super) fn greeting_name(user: &user::Model) -> Option<String> {
 pub struct BatchIds(Vec<i64>);
 
 impl BatchIds {
+    /// The ids to look up, in their order.
+    ///
+    /// # Errors
+    /// What is wrong, in words for whoever sent it.
     pub fn parse(ids: Vec<i64>) -> Result<Self, &'static str> {
         if ids.len() > BATCH_MAX_IDS { Err("Ensure this field has no more than 100 elements.") } else { Ok(Self(ids)) }
     }
@@ -169,6 +179,9 @@ impl VisibleUser {
 
 impl App {
     /// The user with this id as `caller` may see it; `None` where there is none, or none that the caller may see.
+    ///
+    /// # Errors
+    /// `Unavailable` if the database is away.
     pub async fn get_user(&self, caller: &Caller, id: i64) -> Result<Option<VisibleUser>> {
         let found = user::Entity::find_by_id(id).one(self.db.reader()).await?;
         let Some(user) = found else { return Ok(None) };
@@ -181,6 +194,9 @@ impl App {
 
     /// The users with these ids, in their order and each once; those that are not there, or that `caller` may not see, are left
     /// out.
+    ///
+    /// # Errors
+    /// `Unavailable` if the database is away.
     pub async fn batch_get_users(&self, caller: &Caller, ids: &BatchIds) -> Result<Vec<VisibleUser>> {
         let found = user::Entity::find().filter(user::Column::Id.is_in(ids.0.iter().copied()));
         let mut found: HashMap<i64, user::Model> =

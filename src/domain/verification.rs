@@ -37,6 +37,9 @@ pub struct Code(String);
 
 impl Code {
     /// What is no code at all is as wrong as a wrong one, and said to be no more.
+    ///
+    /// # Errors
+    /// What is wrong, in words for whoever sent it.
     pub fn parse(raw: &str) -> Result<Self, &'static str> {
         let raw = raw.trim();
         if raw.is_empty() { Err("This field may not be blank.") } else { Ok(Self(raw.chars().take(16).collect())) }

@@ -78,6 +78,9 @@ impl Password {
 
     /// Nothing, or what is wrong where the password is the person's address or a name: `personal`. For a new password that
     /// was parsed before it was known whose it is.
+    ///
+    /// # Errors
+    /// Everything that is wrong, in words for whoever sent it.
     pub fn is_impersonal(&self, personal: &[&str]) -> Result<(), Vec<Cow<'static, str>>> {
         if is_personal(self.0.expose_secret(), personal) {
             Err(vec![TOO_WEAK.into(), IS_PERSONAL.into()])

@@ -26,6 +26,9 @@ impl Role {
     }
 
     /// The role of this name, as requests name it: in lower case.
+    ///
+    /// # Errors
+    /// What is wrong, in words for whoever sent it.
     pub fn parse(raw: &str) -> Result<Self, &'static str> {
         let found = Self::ALL.into_iter().find(|role| role.name() == raw);
         found.ok_or("Not a role. Choose freelancer, seller, moderator or admin.")

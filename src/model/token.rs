@@ -144,6 +144,9 @@ impl Keys {
     }
 
     /// A fresh access token of this session, and its refresh token: the one, however often it is made.
+    ///
+    /// # Errors
+    /// `Internal` if it can't be signed: a fault of the key.
     pub fn issue(&self, user: &user::Model, session: &session::Model, now: DateTime<Utc>) -> Result<TokenPair> {
         let user_id = user.id.to_string();
         let access = Written {
@@ -178,12 +181,18 @@ impl Keys {
 
     /// What the token says, if it is one of ours, of this kind, and in its time. Whether its session still stands is
     /// another question. RFC 8725 §3.1: algorithm and key are ours to name, never the token's.
+    ///
+    /// # Errors
+    /// `Unauthenticated`.
     pub fn verify(&self, token: &str, kind: Kind, now: DateTime<Utc>) -> Result<VerifiedToken> {
         let verified = self.verify_either(token, now)?;
         if verified.kind == kind { Ok(verified) } else { Err(Error::Unauthenticated(AuthFailure::BadToken)) }
     }
 
     /// As [`Keys::verify`], for a token of either kind.
+    ///
+    /// # Errors
+    /// `Unauthenticated`.
     pub fn verify_either(&self, token: &str, now: DateTime<Utc>) -> Result<VerifiedToken> {
         let bad = Error::Unauthenticated(AuthFailure::BadToken);
         if token.len() > MAX_TOKEN_BYTES {

@@ -483,7 +483,10 @@ async fn superusers_who_unmake_each_other_get_answers_and_not_each_others_locks(
             };
             let outcomes = join_all((0..4 * SUPERUSERS).map(unmake)).await;
             let statuses: Vec<_> = outcomes.iter().map(|outcome| outcome.status).collect();
-            assert!(statuses.iter().all(|status| matches!(status, 200 | 204 | 403 | 404 | 409)), "round {round}: {outcomes:?}");
+            assert!(
+                statuses.iter().all(|status| matches!(status, 200 | 204 | 403 | 404 | 409)),
+                "round {round}: {outcomes:?}"
+            );
             let superusers = user::Entity::find().filter(user::Column::IsSuperuser.eq(true));
             let left = superusers.count(service.app.db.reader()).await.unwrap();
             assert!(left >= 1, "round {round}: {statuses:?}");
