@@ -4,10 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_lc_rs::hmac;
 use chrono::{DateTime, Utc};
-use tokio::{
-    sync::{Semaphore, watch},
-    task::JoinHandle,
-};
+use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
@@ -26,6 +23,7 @@ use crate::{
         token::Keys,
     },
     notifier::Notifier,
+    places::Places,
     revocations::{self, Revocations},
     seal::Seal,
 };
@@ -57,8 +55,10 @@ pub struct App {
     pub decoy: PasswordHash,
     /// Of the users that are listed, and of all of them.
     pub(crate) user_counts: [UserCount; 2],
+    /// Searches of the directory at once: half of the connections stay for all other calls.
+    pub(crate) searches: Places,
     /// Pictures that may be decoded at once: each takes as much memory as a hundred calls.
-    pub(crate) decoding: Arc<Semaphore>,
+    pub(crate) decoding: Places,
     /// What runs on when its caller has gone.
     pub(crate) changes: TaskTracker,
 }
@@ -108,7 +108,8 @@ impl App {
             argon2,
             decoy: PasswordHash(password::decoy(argon2)),
             user_counts: Default::default(),
-            decoding: Arc::new(Semaphore::new(2)),
+            searches: Places::new(db.max_reads() / 2, 2),
+            decoding: Places::new(2, 1),
             changes: TaskTracker::new(),
             config,
             clock,

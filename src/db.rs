@@ -76,6 +76,8 @@ const MIGRATION_LOCK: i64 = i64::from_be_bytes(*b"identity");
 pub struct Db {
     reader: DatabaseConnection,
     writer: DatabaseConnection,
+    /// How many reads can run at once.
+    max_reads: u32,
     /// How the migrations connect to PostgreSQL; on SQLite they are a transaction like others.
     migrations: Option<Arc<PgConnectOptions>>,
 }
@@ -118,10 +120,12 @@ impl Db {
         let writer = pool().max_connections(1).connect_with(write).await.map_err(away)?;
         // A write that slips in here would run into the writer's lock; so it fails at once, in the first test.
         let read = file.pragma("query_only", "ON");
-        let reader = pool().max_connections(options.max_connections.clamp(1, SQLITE_READERS)).connect_lazy_with(read);
+        let max_reads = options.max_connections.clamp(1, SQLITE_READERS);
+        let reader = pool().max_connections(max_reads).connect_lazy_with(read);
         Ok(Self {
             reader: SqlxSqliteConnector::from_sqlx_sqlite_pool(reader),
             writer: SqlxSqliteConnector::from_sqlx_sqlite_pool(writer),
+            max_reads,
             migrations: None,
         })
     }
@@ -137,8 +141,9 @@ impl Db {
                 ("lock_timeout", options.lock_timeout.as_millis()),
                 ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT.as_millis()),
             ]);
+        let max_reads = options.max_connections.max(1);
         let pool = PgPoolOptions::new()
-            .max_connections(options.max_connections.max(1))
+            .max_connections(max_reads)
             .acquire_timeout(options.acquire_timeout)
             .max_lifetime(options.max_age)
             .test_before_acquire(false)
@@ -152,12 +157,17 @@ impl Db {
             })
             .connect_lazy_with(server.clone().options([("statement_timeout", options.statement_timeout.as_millis())]));
         let both = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
-        Ok(Self { reader: both.clone(), writer: both, migrations: Some(Arc::new(server)) })
+        Ok(Self { reader: both.clone(), writer: both, max_reads, migrations: Some(Arc::new(server)) })
     }
 
     /// The connection for reads. A write through it fails on SQLite.
     pub fn reader(&self) -> &DatabaseConnection {
         &self.reader
+    }
+
+    /// How many reads can run at once; on PostgreSQL they share the connections with the writes.
+    pub fn max_reads(&self) -> usize {
+        usize::try_from(self.max_reads).unwrap_or(usize::MAX)
     }
 
     /// Begins a write transaction. On SQLite there is one at a time, and it has the write lock from the start, so that

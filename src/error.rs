@@ -103,6 +103,8 @@ pub enum Dependency {
     AvatarStore,
     /// The queue of passwords to hash is full.
     PasswordHashing,
+    /// The user has as many searches under way as may be, or all users together have.
+    Directory,
     /// The list of ended sessions could not be refreshed for too long to trust it.
     Revocations,
     /// The process is shutting down.

@@ -10,7 +10,7 @@
 //! 5. [`domain`], one file a subject: the rules, as `impl App` blocks, over the tables in [`entity`].
 //!
 //! Imports run one way: main → cli → server, [`telemetry`] → api → domain → app → stores ([`entity`], [`db`], [`revocations`],
-//! [`limiter`], [`hash_pool`], [`mail`], [`avatar_store`], [`notifier`], [`seal`]) and [`model`] → [`config`], [`clock`], [`random`], [`error`].
+//! [`limiter`], [`hash_pool`], [`mail`], [`avatar_store`], [`notifier`], [`places`], [`seal`]) and [`model`] → [`config`], [`clock`], [`random`], [`error`].
 //! `docs/architecture.md` says why, and `tests/it/architecture.rs` holds them to it.
 
 pub mod api;
@@ -28,6 +28,7 @@ pub mod limiter;
 pub mod mail;
 pub mod model;
 pub mod notifier;
+pub mod places;
 pub mod random;
 pub mod revocations;
 pub mod seal;

@@ -4,7 +4,7 @@
 //! 2. caller: the token, held against the sessions that were ended;
 //! 3. limits: after the caller, since a user's calls are counted by user; a refused token counts against its client;
 //! 4. access: after the limits, so that guessing is counted;
-//! 5. uploads: what may be large waits for its turn, once it may come in at all;
+//! 5. uploads: what turns out to be large waits for its turn, once it may come in at all;
 //! 6. deadline and panics: around all of the above and the handler, whose own changes run on in a task of theirs;
 //! 7. one line in the log, with the cause of a fault: last, so that it knows how the call ended.
 
@@ -12,22 +12,22 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     panic::AssertUnwindSafe,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use axum::{
-    body::Body,
+    body::{Body, Bytes},
     extract::{Request, State},
     middleware::Next,
     response::Response,
 };
-use futures_util::FutureExt;
+use futures_util::{FutureExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
-use http_body_util::{BodyExt, Limited};
-use tokio::{sync::Semaphore, time::Instant};
+use http_body_util::{BodyExt, Limited, StreamBody};
+use tokio::time::Instant;
 use tonic::Status;
 use tracing::Instrument;
 
@@ -36,6 +36,7 @@ use crate::{
     app::App,
     domain::caller::{Call, Caller, RequestId},
     error::{AuthFailure, Chain, Denial, Error, Result},
+    places::{Place, Places},
 };
 
 /// Who may call an rpc. Finer rules stand with their subject in the domain.
@@ -97,7 +98,7 @@ pub struct Peer(pub SocketAddr);
 pub struct Gate {
     app: Arc<App>,
     /// Large requests that may be in memory at once.
-    uploads: Arc<Semaphore>,
+    uploads: Places,
     /// Of a proxy that is not trusted; once is enough.
     warned: Arc<AtomicBool>,
 }
@@ -105,10 +106,14 @@ pub struct Gate {
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-/// What any request may have, and is not counted as an upload.
+/// What any request may have, in bytes: beyond, it is an upload.
 const SMALL_REQUEST_BYTES: usize = 65_536;
 /// Uploads at once: what bounds the memory that they take together.
 const MAX_UPLOADS: usize = 32;
+/// Uploads of one user at once.
+const MAX_UPLOADS_OF_ONE: usize = 2;
+/// Whose uploads those are that come without a user: no user has this id.
+const NOBODY: i64 = 0;
 /// How much of a refused request's body is read, and for how long, to spare its connection.
 const DISCARD_MAX_BYTES: usize = 65_536;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
@@ -118,7 +123,7 @@ const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 impl Gate {
     pub fn new(app: Arc<App>) -> Self {
-        Self { app, uploads: Arc::new(Semaphore::new(MAX_UPLOADS)), warned: Arc::default() }
+        Self { app, uploads: Places::new(MAX_UPLOADS, MAX_UPLOADS_OF_ONE), warned: Arc::default() }
     }
 
     /// Lets a call in, runs `handler`, and lets its answer out.
@@ -152,10 +157,16 @@ impl Gate {
                     caller,
                 };
                 request.extensions_mut().insert(Arc::new(call));
-                // Waits for its turn within the deadline; whoever sends slowly loses the place with it.
-                let is_upload = may_be_large(policy, request.headers());
-                let _place = if is_upload { self.uploads.acquire().await.ok() } else { None };
-                handler(request).await
+                // Its turn comes within the deadline or never, and whoever sends slowly loses the place with it.
+                let place = Arc::new(OnceLock::new());
+                if policy.max_request_bytes > SMALL_REQUEST_BYTES {
+                    let (uploads, place) = (self.uploads.clone(), Arc::clone(&place));
+                    let sender = line.user_id.unwrap_or(NOBODY);
+                    request = request.map(|body| in_turn(body, uploads, sender, place));
+                }
+                let response = handler(request).await;
+                drop(place); // Not before: what was sent is in memory until now.
+                response
             };
             let answered = tokio::time::timeout(deadline, AssertUnwindSafe(answered).catch_unwind()).await;
             let mut response = match answered {
@@ -322,10 +333,21 @@ fn parse_grpc_timeout(text: &str) -> Option<Duration> {
     })
 }
 
-/// The request may be an upload: its rpc takes one, and it doesn't say that it is small.
-fn may_be_large(policy: &Policy, headers: &HeaderMap) -> bool {
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
-    policy.max_request_bytes > SMALL_REQUEST_BYTES && length.is_none_or(|length| length > SMALL_REQUEST_BYTES)
+/// The body, of which more than a small request has is handed on only once its sender has a `place` among the uploads. What
+/// it says of its length counts for nothing: gRPC says none, and who sends slowly may say any.
+fn in_turn(body: Body, uploads: Places, sender: i64, place: Arc<OnceLock<Place>>) -> Body {
+    let frames = stream::try_unfold((body, 0), move |(mut body, before)| {
+        let (uploads, place) = (uploads.clone(), Arc::clone(&place));
+        async move {
+            let Some(frame) = body.frame().await.transpose()? else { return Ok(None) };
+            let received = before + frame.data_ref().map_or(0, Bytes::len);
+            if received > SMALL_REQUEST_BYTES && place.get().is_none() {
+                let _ = place.set(uploads.enter(sender).await);
+            }
+            Ok::<_, axum::Error>(Some((frame, (body, received))))
+        }
+    });
+    Body::new(StreamBody::new(frames))
 }
 
 /// Takes what is left of a refused request off the wire, so that the connection can go on; within bounds.

@@ -26,7 +26,7 @@ impl UserService for Api {
     ) -> Result<Response<pb::ListUsersResponse>, Status> {
         let parameters = parameters(&request);
         let (call, caller, query) = parse_as_user(request, list_query)?;
-        let page = self.app.list_users(&caller, query?).await?;
+        let page = self.app.list_users(caller, query?).await?;
         let link = |number: u64| format!("{}/api/users/{}", self.app.base_url(&call), query_of(&parameters, number));
         let number = page.number.map(NonZeroU64::get);
         let next = number.filter(|_| page.next_page_token.is_some()).map(|number| link(number + 1));

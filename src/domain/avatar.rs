@@ -1,6 +1,6 @@
 //! Avatars: pictures as they come, and as they are kept: made small, and without what a camera writes into them.
 
-use std::{collections::HashSet, io::Cursor, sync::Arc, time::Duration};
+use std::{collections::HashSet, io::Cursor, time::Duration};
 
 use chrono::TimeDelta;
 use image::{
@@ -171,13 +171,13 @@ impl App {
         Ok(found.map(|row| Avatar { content_type: content_type_of(&row.name), name: row.name, bytes: row.bytes }))
     }
 
-    /// Decodes a picture and makes an avatar of it, on a thread of its own. Outside of the database it is put into its
+    /// Decodes a picture of this user and makes an avatar of it, on a thread of its own. Outside of the database it is put into its
     /// place here, before any profile names it: what comes of no profile is left to the sweep.
     ///
     /// # Errors
     /// `Invalid` if it can't be decoded; `Unavailable` if it can't be kept.
-    pub(super) async fn make_avatar(&self, upload: Upload) -> Result<Avatar> {
-        let place = Arc::clone(&self.decoding).acquire_owned().await.map_err(Error::internal)?;
+    pub(super) async fn make_avatar(&self, user_id: i64, upload: Upload) -> Result<Avatar> {
+        let place = self.decoding.enter(user_id).await;
         let made = tokio::task::spawn_blocking(move || {
             let _place = place; // Held as long as the work goes on, also when nobody waits for it any more.
             Avatar::make(&upload)

@@ -1,6 +1,6 @@
 //! The directory: users filtered, searched and ordered, page by page.
 
-use std::num::NonZeroU64;
+use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
@@ -9,6 +9,7 @@ use sea_orm::{
     sea_query::{CommonTableExpression, Expr, Query as Sql, SelectStatement, UnionType},
 };
 use serde::{Deserialize, Serialize};
+use tracing::Instrument;
 
 use crate::{
     app::App,
@@ -20,7 +21,7 @@ use crate::{
         user::{self, Column},
         user_group,
     },
-    error::{Denial, Error, Resource, Result},
+    error::{Denial, Dependency, Error, Resource, Result},
     model::role::{Role, Roles},
 };
 
@@ -33,6 +34,8 @@ const COUNTED_EACH_TIME: u64 = 10_000;
 /// Those who hold a role are collected and then sorted, up to so many. Of more, some come early in any order: the database
 /// chooses between that and walking through all users in order, until a page is full.
 const COLLECTED_MAX: u64 = 10_000;
+/// How long a list waits for its turn.
+const TURN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What to list, and which part of it.
 pub struct Query {
@@ -302,8 +305,21 @@ impl App {
     /// # Errors
     /// `PermissionDenied` for the members of a group, if the caller is no admin; `Invalid` for an order that would tell
     /// what the caller may not see, and for a token that did not come with this very list; `NotFound` for a page behind
-    /// the last.
-    pub async fn list_users(&self, caller: &Caller, query: Query) -> Result<Page> {
+    /// the last; `Unavailable`, too, if the caller has two other lists under way, or others have, for too long.
+    pub async fn list_users(self: &Arc<Self>, caller: Caller, query: Query) -> Result<Page> {
+        let place = tokio::time::timeout(TURN_TIMEOUT, self.searches.enter(caller.user_id)).await;
+        let place =
+            place.map_err(|late| Error::Unavailable { what: Dependency::Directory, cause: Some(late.into()) })?;
+        let app = Arc::clone(self);
+        // In a task of its own: a database works on when nobody waits any more, and the place is taken for as long.
+        let listed = async move {
+            let _place = place;
+            app.page_of_users(&caller, query).await
+        };
+        tokio::spawn(listed.in_current_span()).await.map_err(|_| Error::internal("a list of users panicked"))?
+    }
+
+    async fn page_of_users(&self, caller: &Caller, query: Query) -> Result<Page> {
         let view = View { everyone: caller.sees_everyone(), emails: self.sees_emails(caller) };
         let Query { filter, ordering, position, page_size: PageSize(size) } = query;
         if filter.group_id.is_some() && !caller.roles.is_admin() {

@@ -150,7 +150,7 @@ impl App {
             self.require_verified(NeedsVerified::Avatar, caller.is_verified)?;
         }
         let avatar = match change.avatar {
-            Change::Set(upload) => Change::Set(self.make_avatar(upload).await?),
+            Change::Set(upload) => Change::Set(self.make_avatar(caller.user_id, upload).await?),
             Change::Clear => Change::Clear,
             Change::Keep => Change::Keep,
         };

@@ -15,7 +15,19 @@ const LAYERS: [&[&str]; 8] = [
     &["api"],
     &["domain"],
     &["app"],
-    &["avatar_store", "db", "entity", "hash_pool", "limiter", "mail", "model", "notifier", "revocations", "seal"],
+    &[
+        "avatar_store",
+        "db",
+        "entity",
+        "hash_pool",
+        "limiter",
+        "mail",
+        "model",
+        "notifier",
+        "places",
+        "revocations",
+        "seal",
+    ],
     &["clock", "config", "error", "random"],
 ];
 

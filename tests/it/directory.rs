@@ -47,7 +47,7 @@ fn noon() -> DateTime<Utc> {
 }
 
 /// An active user with a public profile, without a role, who joined at noon.
-fn person(email: &str, first_name: &str, last_name: &str) -> user::Model {
+pub fn person(email: &str, first_name: &str, last_name: &str) -> user::Model {
     let address = EmailAddress::parse(email).unwrap_or_else(|error| panic!("{email}: {error}"));
     let [first, last] = [first_name, last_name].map(|name| PersonName::parse(name).unwrap());
     let (search_text, name_text) = search_texts(address.key(), first.as_str(), last.as_str());
@@ -76,7 +76,7 @@ fn person(email: &str, first_name: &str, last_name: &str) -> user::Model {
 }
 
 /// Puts them into the table, and returns them with their ids.
-async fn add(service: &Service, people: Vec<user::Model>) -> Vec<user::Model> {
+pub async fn add(service: &Service, people: Vec<user::Model>) -> Vec<user::Model> {
     let tx = service.app.db.begin().await.unwrap();
     let rows = people.into_iter().map(|p| user::ActiveModel { id: NotSet, ..p.into_active_model().reset_all() });
     let added = user::Entity::insert_many(rows).exec_with_returning(&tx).await.unwrap();

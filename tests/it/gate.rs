@@ -258,34 +258,3 @@ async fn no_secret_shows_in_the_log_however_much_is_logged() {
         assert!(!line.contains("$argon2"), "a hash shows in: {line}");
     }
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn uploads_wait_for_each_other_and_nobody_else_for_them() {
-    use tokio::io::AsyncWriteExt;
-    let service = Service::start(Store::all()[0]).await;
-    let user = service.user("user@example.com").await;
-    // As many as may be: they announce a picture and send none.
-    let mut held = Vec::new();
-    for _ in 0..32 {
-        let mut socket = tokio::net::TcpStream::connect(service.address).await.unwrap();
-        let token = user.access_token.as_deref().unwrap();
-        let head = format!(
-            "PATCH /api/profile/me/ HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\
-             content-type: multipart/form-data; boundary=x\r\ncontent-length: 5000000\r\n\r\n"
-        );
-        socket.write_all(head.as_bytes()).await.unwrap();
-        held.push(socket);
-    }
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-    user.call(Face::Rest, "ProfileService.UpdateMyProfile", json!({ "bio": "small" })).await.expect(200);
-    user.call(Face::Grpc, "AuthService.Logout", json!({})).await.expect(200);
-
-    let user = service.login("user@example.com").await;
-    let form = || reqwest::multipart::Form::new().text("bio", "x".repeat(70_000));
-    let upload = || user.request(reqwest::Method::PATCH, "/api/profile/me/").multipart(form()).send();
-    let waiting = tokio::time::timeout(std::time::Duration::from_millis(500), upload()).await;
-    assert!(waiting.is_err(), "it had to wait: {waiting:?}");
-    drop(held);
-    assert_eq!(upload().await.unwrap().status(), 400, "a bio of 70 000 characters");
-    service.stop().await;
-}

@@ -36,6 +36,7 @@ mod outages;
 mod outbox;
 mod password;
 mod password_change;
+mod places;
 mod profile;
 mod registration;
 mod rest;
