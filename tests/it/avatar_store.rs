@@ -18,6 +18,7 @@ use crate::{
         actor::outcome_of,
         gallery::{Gallery, KEY, Kind, Mood, in_every_gallery_outside},
         process::Installation,
+        wait_until,
     },
 };
 
@@ -200,7 +201,11 @@ async fn two_replicas_sweep_at_once_and_many_pictures_page_by_page() {
         }
         let replica = service.replica().await;
         let (one, other) = tokio::join!(service.app.sweep_orphan_avatars(), replica.app.sweep_orphan_avatars());
-        assert!(one.unwrap() + other.unwrap() >= 60);
+        one.unwrap();
+        other.unwrap();
+        // Where the housekeeping of either came first, these found nothing due.
+        let is_swept = async || gallery.names(service).await.len() <= 1203;
+        wait_until(Duration::from_secs(20), "the orphans go", is_swept).await;
         let left = gallery.names(service).await;
         assert!(left.len() == 1203 && left.is_superset(&named), "{} are left", left.len());
         replica.stop().await;
