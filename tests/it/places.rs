@@ -87,12 +87,12 @@ async fn fill(service: &Service) {
 /// What went another way than it should.
 type Strange = Arc<Mutex<Vec<Outcome>>>;
 
-/// Sixty who search as one user, each anew as soon as there is an answer, or none within `patience`. It ends when dropped.
-fn flood(attacker: &Actor, patience: Duration, strange: &Strange) -> JoinSet<()> {
-    let mut searchers = JoinSet::new();
-    for _ in 0..60 {
+/// So many who search as one user, each anew as soon as there is an answer, or none within `patience`. It ends when dropped.
+fn flood(attacker: &Actor, searchers: usize, patience: Duration, strange: &Strange) -> JoinSet<()> {
+    let mut flood = JoinSet::new();
+    for _ in 0..searchers {
         let (attacker, strange) = (attacker.clone(), Arc::clone(strange));
-        searchers.spawn(async move {
+        flood.spawn(async move {
             loop {
                 let search = attacker.request(Method::GET, SLOW_SEARCH).timeout(patience).send();
                 if let Ok(response) = search.await {
@@ -105,11 +105,11 @@ fn flood(attacker: &Actor, patience: Duration, strange: &Strange) -> JoinSet<()>
             }
         });
     }
-    searchers
+    flood
 }
 
 /// While one user floods the directory, others are served, the service is healthy, and a logout elsewhere counts.
-async fn nobody_else_notices(store: Store, patience: Duration) {
+async fn nobody_else_notices(store: Store, searchers: usize, patience: Duration) {
     eprintln!("on {store:?}");
     let service = Service::start_with(store, &[("RATE_LIMIT_API", "off")]).await;
     let elsewhere = service.replica().await;
@@ -122,7 +122,7 @@ async fn nobody_else_notices(store: Store, patience: Duration) {
     eprintln!("one search takes {:?}", begun.elapsed());
 
     let strange = Strange::default();
-    let mut searchers = flood(&attacker, patience, &strange);
+    let mut flood = flood(&attacker, searchers, patience, &strange);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let login = json!({ "email": "other@example.com", "password": PASSWORD });
     for face in Face::ALL {
@@ -154,7 +154,7 @@ async fn nobody_else_notices(store: Store, patience: Duration) {
         assert_eq!(told, (503, Some("OVERLOADED"), Some(1)), "{refused:?}");
         assert_eq!(refused.text, "Service unavailable: Too many searches at once. Try again soon");
     }
-    searchers.shutdown().await;
+    flood.shutdown().await;
     let strange = std::mem::take(&mut *strange.lock().unwrap());
     assert!(strange.is_empty(), "of the searches: {strange:?}");
     service.stop().await;
@@ -164,14 +164,14 @@ async fn nobody_else_notices(store: Store, patience: Duration) {
 #[tokio::test(flavor = "multi_thread")]
 async fn searches_of_one_user_hold_up_nobody_else() {
     for store in Store::all() {
-        nobody_else_notices(store, Duration::from_secs(30)).await;
+        nobody_else_notices(store, 60, Duration::from_secs(30)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn searches_that_nobody_waits_for_any_more_hold_up_nobody_else() {
     for store in Store::all() {
-        nobody_else_notices(store, Duration::from_millis(150)).await;
+        nobody_else_notices(store, 20, Duration::from_millis(50)).await;
     }
 }
 
