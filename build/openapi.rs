@@ -182,7 +182,7 @@ fn health() -> Value {
         "properties": {
             "status": states(&["ok", "unavailable"]),
             "database": states(&["ok", "unavailable"]),
-            "cache": states(&["ok"]),
+            "cache": states(&["ok", "degraded"]),
         },
         "required": ["status", "database", "cache"],
     } } });

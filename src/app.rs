@@ -24,6 +24,7 @@ use crate::{
     },
     notifier::Notifier,
     places::Places,
+    redis::Redis,
     revocations::{self, Revocations},
     seal::Seal,
 };
@@ -36,6 +37,8 @@ pub struct App {
     pub keys: Keys,
     pub revocations: Revocations,
     pub limiter: Limiter,
+    /// What replicas share, if anything.
+    pub redis: Option<Redis>,
     pub hash_pool: HashPool,
     pub mailer: Mailer,
     /// Where avatars are, if they aren't in the database.
@@ -92,6 +95,7 @@ impl App {
         };
         let config::Keys { signing, secret } = keys;
         let hashing = &config.hashing;
+        let redis = config.redis_url.as_ref().map(Redis::connect).transpose()?;
         let argon2 = Argon2Params::new(hashing.memory_kib, hashing.iterations, hashing.parallelism)?;
         Ok(Self {
             keys: Keys::new(&config.jwt, &signing),
@@ -103,7 +107,8 @@ impl App {
             avatar_store: AvatarStore::open(&config.accounts.avatar_store)?.map(Arc::new),
             notifier,
             revocations: Revocations::load(&db, &clock).await?,
-            limiter: Limiter::new(config.limits.clone(), &secret.derive("limits")),
+            limiter: Limiter::new(config.limits.clone(), &secret.derive("limits"), redis.clone()),
+            redis,
             hash_pool: HashPool::start(hashing.threads, hashing.queue)?,
             argon2,
             decoy: PasswordHash(password::decoy(argon2)),
@@ -145,5 +150,8 @@ impl App {
         self.changes.close();
         self.changes.wait().await;
         self.db.close().await;
+        if let Some(redis) = &self.redis {
+            redis.close().await;
+        }
     }
 }

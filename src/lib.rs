@@ -30,6 +30,7 @@ pub mod model;
 pub mod notifier;
 pub mod places;
 pub mod random;
+pub mod redis;
 pub mod revocations;
 pub mod seal;
 pub mod server;

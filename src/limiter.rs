@@ -1,10 +1,13 @@
-//! Limits: how often somebody may do something within a sliding window. Counted in this process.
+//! Limits: how often somebody may do something within a sliding window. Counted in this process; attempts in Redis, where there is
+//! one, for all replicas together.
 //!
 //! Small limits remember each time and are exact. The general limit would need a thousand times a caller; it remembers
 //! two counts instead, and takes the calls of the window before as spread evenly over it.
 //!
 //! The general limit is asked on every call, and never waits. Logins and registrations cost a hash anyway: their counts may
 //! lie where it takes a wait to reach them, under keys that are the same on all replicas and tell nothing of an address.
+
+mod shared;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -20,6 +23,7 @@ use chrono::{DateTime, Utc};
 use crate::{
     config::{self, LoginCounts, Rate},
     error::{Error, Result},
+    redis::Redis,
 };
 
 /// Up to this count each time is remembered.
@@ -43,6 +47,8 @@ pub struct Limiter {
     hasher: RandomState,
     /// Of attempts. The same for all replicas, and known to nobody else.
     key: hmac::Key,
+    /// Where attempts are counted for all replicas, while it is there.
+    redis: Option<Redis>,
 }
 
 /// Whose calls are counted.
@@ -72,16 +78,23 @@ enum Window {
 #[derive(Debug, Default)]
 #[must_use]
 pub struct Reservation {
-    taken: Vec<(u64, i64)>,
+    taken: Vec<Taken>,
     /// The count of this address and client: a success clears it.
     address: Option<u64>,
 }
 
+/// Where one was counted.
+#[derive(Debug)]
+enum Taken {
+    Here { key: u64, at: i64 },
+    Shared(shared::Taken),
+}
+
 impl Limiter {
     /// `secret` keys the counts of attempts; replicas that share counts must share it.
-    pub fn new(config: config::Limits, secret: &[u8]) -> Self {
+    pub fn new(config: config::Limits, secret: &[u8], redis: Option<Redis>) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
-        Self { config, calls: Table::default(), attempts: Table::default(), hasher: RandomState::new(), key }
+        Self { config, calls: Table::default(), attempts: Table::default(), hasher: RandomState::new(), key, redis }
     }
 
     /// Counts a call by its user, or by its client where there is no user.
@@ -196,14 +209,24 @@ impl Limiter {
         }
         if let Some(address) = reservation.address {
             self.attempts.shard(address).remove(&address);
+            if let Some(redis) = &self.redis {
+                shared::clear(redis, address).await;
+            }
         }
         self.give_back(reservation).await;
     }
 
     /// Undoes a count.
-    #[expect(clippy::unused_async, reason = "as the other counts of attempts, which may come to wait")]
     pub async fn give_back(&self, reservation: Reservation) {
-        for (key, at) in reservation.taken {
+        for taken in reservation.taken {
+            let (key, at) = match (taken, &self.redis) {
+                (Taken::Here { key, at }, _) => (key, at),
+                (Taken::Shared(taken), Some(redis)) => {
+                    shared::give_back(redis, taken).await;
+                    continue;
+                }
+                (Taken::Shared(_), None) => continue,
+            };
             match self.attempts.shard(key).get_mut(&key) {
                 Some(Window::Times(times)) => {
                     if let Some(place) = times.iter().rposition(|time| *time == at) {
@@ -216,8 +239,7 @@ impl Limiter {
         }
     }
 
-    /// Counts one more, and tells under which key.
-    #[expect(clippy::unused_async, reason = "as the other counts of attempts, which may come to wait")]
+    /// Counts one more, and tells under which key: for all replicas, or here where Redis doesn't answer.
     async fn reserve(
         &self,
         reservation: &mut Reservation,
@@ -225,9 +247,18 @@ impl Limiter {
         rate: Rate,
         now: DateTime<Utc>,
     ) -> Result<u64> {
-        let taken = self.attempts.take(self.attempt_key(attempt), rate, now)?;
+        let key = self.attempt_key(attempt);
+        let shared = match &self.redis {
+            Some(redis) => shared::take(redis, key, rate, now.timestamp_micros()).await,
+            None => None,
+        };
+        let taken = match shared {
+            Some(shared::Outcome::Taken(taken)) => Taken::Shared(taken),
+            Some(shared::Outcome::Full { retry_after }) => return Err(Error::Throttled { retry_after }),
+            None => Taken::Here { key, at: self.attempts.take(key, rate, now)? },
+        };
         reservation.taken.push(taken);
-        Ok(taken.0)
+        Ok(key)
     }
 
     fn is_exempt(&self, client: IpAddr) -> bool {
@@ -258,8 +289,8 @@ impl Default for Table {
 }
 
 impl Table {
-    /// Counts one, and tells under which key and time, so that it can be given back.
-    fn take(&self, key: u64, rate: Rate, now: DateTime<Utc>) -> Result<(u64, i64)> {
+    /// Counts one, and tells at which time, so that it can be given back.
+    fn take(&self, key: u64, rate: Rate, now: DateTime<Utc>) -> Result<i64> {
         let (now, length) = (now.timestamp_micros(), i64::try_from(rate.per.as_micros()).unwrap_or(i64::MAX));
         let mut shard = self.shard(key);
         if shard.len() >= MAX_KEYS / SHARDS && !shard.contains_key(&key) {
@@ -267,7 +298,7 @@ impl Table {
         }
         let window = shard.entry(key).or_insert_with(|| Window::new(rate, now));
         match window.take(rate.count, length, now) {
-            None => Ok((key, now)),
+            None => Ok(now),
             Some(wait) => {
                 Err(Error::Throttled { retry_after: Duration::from_micros(u64::try_from(wait).unwrap_or_default()) })
             }

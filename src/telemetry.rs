@@ -14,7 +14,8 @@ use crate::{
 /// # Errors
 /// If a log was started before.
 pub fn start(log: &Log) -> Result<(), Cause> {
-    let filter = EnvFilter::try_new(&log.level)?;
+    // The client of Redis says at each attempt what `redis.rs` says once; LOG_LEVEL may name it to hear it nevertheless.
+    let filter = EnvFilter::try_new(format!("fred=off,{}", log.level))?;
     let on_terminal = std::io::stderr().is_terminal();
     let as_json = match log.format {
         LogFormat::Auto => !on_terminal,

@@ -47,11 +47,20 @@ pub fn routes(app: &Arc<App>, gate: &Gate) -> Router {
 }
 
 async fn health(app: Arc<App>) -> Response {
-    let (status, body) = match app.db.ping(DATABASE_TIMEOUT).await {
-        Ok(()) => (StatusCode::OK, r#"{"status":"ok","database":"ok","cache":"ok"}"#),
+    let cache_answers = async {
+        match &app.redis {
+            Some(redis) => redis.ping().await,
+            None => true, // in process
+        }
+    };
+    let (database, cache_answers) = tokio::join!(app.db.ping(DATABASE_TIMEOUT), cache_answers);
+    let cache = if cache_answers { "ok" } else { "degraded" };
+    let (status, body) = match database {
+        Ok(()) => (StatusCode::OK, format!(r#"{{"status":"ok","database":"ok","cache":"{cache}"}}"#)),
         Err(error) => {
             tracing::warn!(error = %Chain(&error), "unhealthy");
-            (StatusCode::SERVICE_UNAVAILABLE, r#"{"status":"unavailable","database":"unavailable","cache":"ok"}"#)
+            let body = format!(r#"{{"status":"unavailable","database":"unavailable","cache":"{cache}"}}"#);
+            (StatusCode::SERVICE_UNAVAILABLE, body)
         }
     };
     let mut response = Response::new(Body::from(body));

@@ -46,9 +46,6 @@ pub const NOT_YET: &[&str] = &[
     "AUTH_COOKIES",
     "CORS_ALLOWED_ORIGINS",
     "GRPC_ADDR",
-    "REDIS_HOST",
-    "REDIS_PORT",
-    "REDIS_URL",
     "SECURE_HSTS_INCLUDE_SUBDOMAINS",
     "SECURE_HSTS_SECONDS",
     "SECURE_SSL_REDIRECT",
@@ -479,6 +476,9 @@ fn redis_url(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Option<SecretSt
     let url = r.optional(&variables::REDIS_URL, parse::redis_url);
     let host = r.optional(&variables::REDIS_HOST, parse::host);
     let port = r.value(&variables::REDIS_PORT, parse::port);
+    if url.is_none() && host.is_none() && r.is_set(&variables::REDIS_PORT) {
+        r.warn("REDIS_HOST is not set: nothing comes of REDIS_PORT");
+    }
     let url = url.or_else(|| match host? {
         host if host.contains(':') => Some(format!("redis://[{host}]:{port}")),
         host => Some(format!("redis://{host}:{port}")),

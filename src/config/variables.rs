@@ -121,7 +121,7 @@ variables! {
         AUTO_MIGRATE = "true", "true or false", Plain;
     }
     "Redis" {
-        /// The Redis that replicas share. It outranks `REDIS_HOST`.
+        /// The Redis in which replicas count failed logins and registrations together. It outranks `REDIS_HOST`.
         REDIS_URL => "none: each replica counts by itself",
             "a URL of redis, rediss, redis-sentinel or redis-cluster, like redis://redis:6379/1", Place;
         /// The Redis server, where there is no `REDIS_URL`.

@@ -24,6 +24,7 @@ const LAYERS: [&[&str]; 8] = [
         "mail",
         "model",
         "notifier",
+        "redis",
         "places",
         "revocations",
         "seal",

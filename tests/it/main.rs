@@ -38,6 +38,7 @@ mod password;
 mod password_change;
 mod places;
 mod profile;
+mod redis;
 mod registration;
 mod rest;
 mod rest_parity;

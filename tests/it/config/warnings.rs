@@ -31,9 +31,6 @@ fn what_this_release_ignores_is_warned_of_only_when_it_would_matter() {
             "GRPC_ADDR" => "0.0.0.0:9000",
             "ACCEPT_SIMPLEJWT_UNTIL" => "2027-01-31T00:00:00Z",
             "CORS_ALLOWED_ORIGINS" => "https://example.com",
-            "REDIS_HOST" => "redis",
-            "REDIS_PORT" => "6380",
-            "REDIS_URL" => "redis://redis:6379/1",
             _ => "true",
         };
         let config = loaded(&[(name, value)]);
@@ -124,6 +121,12 @@ fn more_connections_than_sqlite_gets_are_warned_of() {
     assert!(told.len() == 1 && told[0].starts_with("DATABASE_MAX_CONNECTIONS"), "{told:?}");
     assert!(told[0].contains(&format!("over {SQLITE_READERS} connections")), "{told:?}");
     taken(&production(&[("JWT_SECRET_KEY", KEY), ("DATABASE_MAX_CONNECTIONS", "100")]));
+}
+
+#[test]
+fn a_port_without_a_host_of_redis_is_warned_of() {
+    warned(&[("REDIS_PORT", "6380")], "REDIS_HOST is not set: nothing comes of REDIS_PORT");
+    taken(&[("REDIS_HOST", "redis"), ("REDIS_PORT", "6380")]);
 }
 
 #[test]

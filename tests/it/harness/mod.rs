@@ -5,6 +5,7 @@ pub mod gallery;
 pub mod postgres;
 pub mod process;
 pub mod receiver;
+pub mod redis;
 pub mod service;
 pub mod smtp;
 pub mod stores;

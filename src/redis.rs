@@ -1,0 +1,134 @@
+//! Redis: what replicas share and may lose. It is never the truth: whoever asks it has an answer for when it is away.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use fred::{
+    clients::Client,
+    interfaces::{ClientLike, EventInterface},
+    types::{
+        Builder,
+        config::{Config, ReconnectPolicy, TcpConfig, UnresponsiveConfig},
+    },
+};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::Instant;
+
+use crate::error::Cause;
+
+/// How long an answer may take: a call that needs one waits no longer than this for the part of Redis in it.
+const COMMAND_TIMEOUT: Duration = Duration::from_millis(50);
+/// How long a new connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a server may owe an answer before the connection counts as dead. Until then each call waits for its own timeout.
+const SILENCE: Duration = Duration::from_millis(300);
+/// How often a connection that was lost is tried again: Redis is used within a second of its return.
+const RECONNECT_EVERY: Duration = Duration::from_millis(250);
+/// How long Redis isn't asked after it owed an answer: of all that wait for one that hangs, each waits once.
+const DOUBT: Duration = Duration::from_millis(500);
+/// Before each name of ours, in a Redis that others use as well.
+const PREFIX: &str = "identity";
+
+/// A connection to Redis, which comes back by itself. Clones share it.
+#[derive(Clone)]
+pub struct Redis {
+    client: Client,
+    prefix: String,
+    started: Instant,
+    /// Milliseconds from `started` until which it isn't asked.
+    doubted_until_ms: Arc<AtomicU64>,
+}
+
+impl Redis {
+    /// Begins to connect, and doesn't wait for it: the service starts without Redis as well.
+    ///
+    /// # Errors
+    /// If the URL can't be used.
+    pub fn connect(url: &SecretString) -> Result<Self, Cause> {
+        let mut config = Config::from_url(url.expose_secret()).map_err(|error| hushed(&error))?;
+        config.fail_fast = false;
+        let mut builder = Builder::from_config(config);
+        builder
+            .set_policy(ReconnectPolicy::new_constant(0, u32::try_from(RECONNECT_EVERY.as_millis())?))
+            .with_connection_config(|connection| {
+                connection.tcp = TcpConfig { nodelay: Some(true), ..TcpConfig::default() };
+                connection.connection_timeout = CONNECT_TIMEOUT;
+                connection.internal_command_timeout = CONNECT_TIMEOUT;
+                connection.unresponsive =
+                    UnresponsiveConfig { max_timeout: Some(SILENCE), interval: Duration::from_millis(100) };
+                // A command that was cut off may have been done.
+                connection.max_command_attempts = 1;
+            })
+            .with_performance_config(|performance| performance.default_command_timeout = COMMAND_TIMEOUT);
+        let client = builder.build().map_err(|error| hushed(&error))?;
+        follow(&client);
+        drop(client.connect());
+        Ok(Self { client, prefix: PREFIX.to_owned(), started: Instant::now(), doubted_until_ms: Arc::default() })
+    }
+
+    /// What it answers to a command; `None` if there is no connection now, or no answer in time: what holds without Redis is
+    /// better than a wait for it.
+    pub async fn ask<T>(&self, command: impl AsyncFnOnce(&Client) -> Result<T, fred::error::Error>) -> Option<T> {
+        if !self.client.is_connected() || self.now_ms() < self.doubted_until_ms.load(Ordering::Relaxed) {
+            return None;
+        }
+        match command(&self.client).await {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                tracing::debug!(error = error.details(), "Redis did not answer");
+                let until = self.now_ms() + u64::try_from(DOUBT.as_millis()).unwrap_or_default();
+                self.doubted_until_ms.store(until, Ordering::Relaxed);
+                None
+            }
+        }
+    }
+
+    /// Whether it answers.
+    pub async fn ping(&self) -> bool {
+        self.ask(async |client| client.ping::<()>(None).await).await.is_some()
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// `name` as it is called in Redis.
+    pub fn key(&self, name: &str) -> String {
+        format!("{}:{name}", self.prefix)
+    }
+
+    /// Ends the connection.
+    pub async fn close(&self) {
+        let _ = tokio::time::timeout(COMMAND_TIMEOUT, self.client.quit()).await;
+    }
+}
+
+/// The log says when Redis goes and comes, once each.
+fn follow(client: &Client) {
+    let is_away = Arc::new(AtomicBool::new(false));
+    client.on_error({
+        let is_away = Arc::clone(&is_away);
+        move |(error, _)| {
+            // Each attempt to connect that fails comes here as well.
+            if !is_away.swap(true, Ordering::Relaxed) {
+                tracing::warn!(error = error.details(), "Redis is away: each replica goes by what it knows itself");
+            }
+            async { Ok(()) }
+        }
+    });
+    client.on_reconnect(move |_| {
+        is_away.store(false, Ordering::Relaxed);
+        tracing::info!("Redis is there");
+        async { Ok(()) }
+    });
+}
+
+/// Without the URL, which may hold a password.
+fn hushed(error: &fred::error::Error) -> Cause {
+    format!("REDIS_URL can't be used: {:?}", error.kind()).into()
+}

@@ -1,0 +1,150 @@
+//! Redis: what replicas share through it, and what happens without it.
+
+use std::time::{Duration, Instant};
+
+use fred::interfaces::{ClientLike, KeysInterface};
+use futures_util::future::join_all;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::{Actor, Face, Outcome, PASSWORD, Service, Store, redis::PrivateRedis, wait_until};
+
+const EMAIL: &str = "user@example.com";
+const WRONG: &str = "wr0ng-Passw0rd";
+/// How soon Redis is used again once it is back, and how soon it is known to be away.
+const SOON: Duration = Duration::from_secs(1);
+
+/// The service on this store with this Redis, and logins limited as documented.
+async fn service(store: Store, redis: &PrivateRedis) -> Service {
+    let url = redis.url();
+    let service = Service::start_with(store, &[("REDIS_URL", url.as_str()), ("RATE_LIMIT_LOGIN", "5/15m")]).await;
+    until_cache_is("ok", &service).await;
+    service
+}
+
+async fn login(service: &Service, face: Face, password: &str) -> Outcome {
+    let fields = json!({ "email": EMAIL, "password": password });
+    service.anonymous().call(face, "AuthService.Login", fields).await
+}
+
+async fn health(actor: &Actor) -> (u16, Value) {
+    let answer = actor.request(Method::GET, "/api/health/").send().await.unwrap();
+    (answer.status().as_u16(), answer.json().await.unwrap())
+}
+
+async fn until_cache_is(state: &str, service: &Service) {
+    let anyone = service.anonymous();
+    wait_until(SOON, state, async || {
+        health(&anyone).await == (200, json!({ "status": "ok", "database": "ok", "cache": state }))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_count_failed_logins_together_and_a_success_on_one_clears_them_on_all() {
+    for store in Store::all() {
+        let Some(redis) = PrivateRedis::start().await else { return };
+        let service = service(store, &redis).await;
+        let replica = service.replica().await;
+        until_cache_is("ok", &replica).await;
+        service.user(EMAIL).await;
+        for n in 0..4 {
+            let at = if n % 2 == 0 { &service } else { &replica };
+            login(at, Face::ALL[n / 2], WRONG).await.expect(401);
+        }
+        login(&service, Face::Rest, PASSWORD).await.expect(200);
+        // Ten at once, over both: as many are looked at as if there were one.
+        let guesses =
+            (0..10).map(async |n| login(if n % 2 == 0 { &service } else { &replica }, Face::ALL[n / 5], WRONG).await);
+        let mut statuses: Vec<_> = join_all(guesses).await.iter().map(|outcome| outcome.status).collect();
+        statuses.sort_unstable();
+        assert_eq!(statuses, [401, 401, 401, 401, 401, 429, 429, 429, 429, 429], "{store:?}");
+        for at in [&service, &replica] {
+            let refused = login(at, Face::Grpc, PASSWORD).await;
+            assert_eq!(refused.status, 429);
+            assert!(refused.retry_after.is_some_and(|secs| (1..=900).contains(&secs)), "{refused:?}");
+        }
+        service.clock.advance(chrono::Duration::minutes(15));
+        login(&service, Face::Rest, PASSWORD).await.expect(200);
+        replica.stop().await;
+        service.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_redis_everything_goes_on_at_once_and_each_replica_counts_by_itself() {
+    for store in Store::all() {
+        let Some(mut redis) = PrivateRedis::start().await else { return };
+        let service = service(store, &redis).await;
+        let user = service.user(EMAIL).await;
+        for way in ["killed", "hung"] {
+            let begun = Instant::now();
+            login(&service, Face::Rest, PASSWORD).await.expect(200);
+            let usual = begun.elapsed();
+            if way == "killed" {
+                redis.kill().await;
+            } else {
+                redis.hang();
+            }
+            let begun = Instant::now();
+            login(&service, Face::Rest, WRONG).await.expect(401);
+            let first = begun.elapsed();
+            assert!(first < 2 * usual + Duration::from_millis(150), "{way}: {first:?}, and {usual:?} before");
+            user.call(Face::Rest, "ProfileService.GetMyProfile", json!({})).await.expect(200);
+            for _ in 1..5 {
+                login(&service, Face::Rest, WRONG).await.expect(401);
+            }
+            assert_eq!(login(&service, Face::Grpc, PASSWORD).await.status, 429, "{way}");
+            until_cache_is("degraded", &service).await;
+
+            if way == "killed" {
+                redis.restart().await;
+            } else {
+                redis.wake();
+            }
+            until_cache_is("ok", &service).await;
+            user.call(Face::Grpc, "ProfileService.GetMyProfile", json!({})).await.expect(200);
+            // What a server that hung had been told, it does when it wakes: a failure may count twice.
+            if way == "killed" {
+                login(&service, Face::Rest, PASSWORD).await.expect(200);
+            }
+        }
+        service.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_starts_without_its_redis_and_finds_it_later() {
+    for store in Store::all() {
+        let Some(mut redis) = PrivateRedis::start().await else { return };
+        redis.kill().await;
+        let url = redis.url();
+        let service = Service::start_with(store, &[("REDIS_URL", url.as_str())]).await;
+        let user = service.user(EMAIL).await;
+        user.call(Face::Grpc, "ProfileService.GetMyProfile", json!({})).await.expect(200);
+        until_cache_is("degraded", &service).await;
+        redis.restart().await;
+        until_cache_is("ok", &service).await;
+        service.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_named_in_redis_and_counts_run_out() {
+    let Some(redis) = PrivateRedis::start().await else { return };
+    let service = service(Store::Sqlite, &redis).await;
+    service.user(EMAIL).await;
+    login(&service, Face::Rest, WRONG).await.expect(401);
+    let client =
+        fred::clients::Client::new(fred::types::config::Config::from_url(&redis.url()).unwrap(), None, None, None);
+    client.init().await.unwrap();
+    let keys: Vec<String> =
+        client.custom(fred::types::CustomCommand::new_static("KEYS", None, false), vec!["*"]).await.unwrap();
+    assert!(!keys.is_empty());
+    for key in keys {
+        assert!(key.starts_with("identity:limit:") && !key.contains("user"), "{key}");
+        let left: i64 = client.pttl(&key).await.unwrap();
+        assert!(left > 0, "{key} stays for ever");
+    }
+    service.stop().await;
+}
