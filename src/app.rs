@@ -113,7 +113,7 @@ impl App {
             argon2,
             decoy: PasswordHash(password::decoy(argon2)),
             user_counts: Default::default(),
-            searches: Places::new(db.max_reads() / 2, 2),
+            searches: Places::new(db.max_reads() / 2, 2.min((db.max_reads() / 2).saturating_sub(1))),
             decoding: Places::new(2, 1),
             changes: TaskTracker::new(),
             config,

@@ -19,6 +19,7 @@ use std::{
 
 use aws_lc_rs::hmac;
 use chrono::{DateTime, Utc};
+use uuid::Uuid;
 
 use crate::{
     config::{self, LoginCounts, Rate},
@@ -65,7 +66,7 @@ enum Attempt<'a> {
     Login { address: &'a str, client: IpAddr },
     LoginByClient(IpAddr),
     LoginByStrangers { address: &'a str },
-    ChangePassword { address: &'a str },
+    ChangePassword { session: Uuid },
     Register(IpAddr),
 }
 
@@ -181,20 +182,21 @@ impl Limiter {
         }
     }
 
-    /// Counts a change of password as if the old one had been wrong: as a login, and against all others at this account,
-    /// whatever their clients. Whoever stole a session may have many.
+    /// Counts a change of password as if the old one had been wrong: as a login, and against all others of this session,
+    /// whatever their clients. Whoever stole a session may have many clients; the owner has another session.
     ///
     /// # Errors
     /// `Throttled` if it is one too many.
     pub async fn reserve_password_change(
         &self,
         email_key: &str,
+        session: Uuid,
         client: IpAddr,
         now: DateTime<Utc>,
     ) -> Result<Reservation> {
         let mut reservation = self.reserve_login(email_key, client, now).await?;
         let Some(rate) = self.config.login else { return Ok(reservation) };
-        let change = Attempt::ChangePassword { address: email_key };
+        let change = Attempt::ChangePassword { session };
         if let Err(throttled) = self.reserve(&mut reservation, change, rate, now).await {
             self.give_back(reservation).await;
             return Err(throttled);
@@ -261,7 +263,8 @@ impl Limiter {
         Ok(key)
     }
 
-    fn is_exempt(&self, client: IpAddr) -> bool {
+    /// Whether the client is a gateway, behind which there may be anybody.
+    pub fn is_exempt(&self, client: IpAddr) -> bool {
         self.config.exempt.iter().any(|network| network.contains(&client))
     }
 
@@ -271,7 +274,7 @@ impl Limiter {
             Attempt::Login { address, client } => format!("login\0{client}\0{address}"),
             Attempt::LoginByClient(client) => format!("login by client\0{client}"),
             Attempt::LoginByStrangers { address } => format!("login by strangers\0{address}"),
-            Attempt::ChangePassword { address } => format!("change password\0{address}"),
+            Attempt::ChangePassword { session } => format!("change password\0{session}"),
             Attempt::Register(client) => format!("register\0{client}"),
         };
         let tag = hmac::sign(&self.key, text.as_bytes());

@@ -96,7 +96,7 @@ impl AuthService for Api {
             token_type: verified.kind.as_str().into(),
             sid: verified.session_id.to_string(),
             exp: verified.expires_at,
-            roles: owned(verified.roles.display()),
+            roles: owned(verified.roles.display_with_user()),
             permissions: permissions.names(),
             is_verified: verified.is_verified,
         }))

@@ -52,6 +52,7 @@ impl<'a> Patch<'a> {
         value: Option<V>,
         parse: impl FnOnce(V) -> Result<T, &'static str>,
     ) -> Option<T> {
+        let value = value.filter(|_| self.means(field));
         value.and_then(|value| self.errors.check(field, parse(value)))
     }
 

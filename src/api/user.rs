@@ -80,8 +80,8 @@ fn new_user(new: pb::CreateUserRequest, errors: &mut FieldErrors) -> Option<(New
         is_freelancer: new.is_freelancer.unwrap_or_default(),
         is_seller: new.is_seller.unwrap_or_default(),
         is_moderator: new.is_moderator.unwrap_or_default(),
-        is_staff: new.is_staff.unwrap_or_default(),
-        is_superuser: new.is_superuser.unwrap_or_default(),
+        is_staff: new.is_staff,
+        is_superuser: new.is_superuser,
     };
     Some((new_account(new.email, new.password, [new.first_name, new.last_name], errors)?, flags))
 }

@@ -87,7 +87,7 @@ impl App {
     ) -> Result<VisibleUser> {
         // Spare the hash. What decides is looked at again below.
         let known = user::Entity::find_by_id(caller.user_id).one(self.db.reader()).await?;
-        if (flags.is_staff || flags.is_superuser) && !known.is_some_and(|user| user.is_superuser) {
+        if flags.name_an_admin() && !known.is_some_and(|user| user.is_superuser) {
             return Err(Error::PermissionDenied(Denial::Role));
         }
         if self.email_is_taken(&new.person.email).await? {
@@ -98,7 +98,7 @@ impl App {
             Box::pin(async move {
                 let authority = tx.authority(&caller).await?;
                 authority.require_admin()?;
-                if flags.is_staff || flags.is_superuser {
+                if flags.name_an_admin() {
                     authority.require_superuser()?;
                 }
                 let user = tx.insert_user(&new.person, hash, flags).await?;
@@ -212,7 +212,7 @@ impl App {
                 subject.require_dispensable()?;
                 tx.audit(Event::UserDeleted, Some(&call), id).await?;
                 tx.announce(UserEvent::Deleted, &subject.user).await?;
-                tx.forget_letters(id).await?;
+                tx.forget_codes(id).await?;
                 tx.forget_avatar_of(id).await?;
                 // Profile, sessions, codes, groups, permissions and avatar hang on the row, and go with it.
                 user::Entity::delete_by_id(id).exec(&tx.db).await?;
@@ -257,6 +257,9 @@ impl Transaction {
         self.doubt_tokens_of(after.id).await?;
         if before.is_active && !after.is_active {
             self.end_sessions(after.id, None).await?;
+        }
+        if before.email_key != after.email_key || (after.is_verified && !before.is_verified) {
+            self.void_codes(after.id).await?;
         }
         if before.email_key != after.email_key {
             // One that nobody verified may be a stranger's.

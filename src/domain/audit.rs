@@ -22,6 +22,8 @@ pub enum Event {
     SuperuserMade,
     /// A refresh token came back after its successor was in use: the session was ended.
     RefreshTokenReused,
+    /// A login ended so many sessions of the user, which had too many.
+    SessionsCrowdedOut(usize),
     /// By an admin, without being logged in.
     UserCreated,
     /// What changed, and the new values of flags; of other fields the name alone.
@@ -54,6 +56,7 @@ impl Event {
             Self::EmailVerified => "user.email_verified",
             Self::SuperuserMade => "user.superuser_made",
             Self::RefreshTokenReused => "session.refresh_token_reused",
+            Self::SessionsCrowdedOut(_) => "session.crowded_out",
             Self::UserCreated => "user.created",
             Self::UserUpdated(_) => "user.updated",
             Self::UserDeleted => "user.deleted",
@@ -82,6 +85,7 @@ impl Event {
             | Self::UserCreated
             | Self::UserDeleted
             | Self::PasswordChanged => json!({}),
+            Self::SessionsCrowdedOut(count) => json!({ "sessions": count }),
             Self::UserUpdated(changed) => json!({ "changed": changed }),
             Self::PermissionGranted(permission) | Self::PermissionRevoked(permission) => {
                 json!({ "permission": permission })
@@ -99,7 +103,7 @@ impl Event {
 
     /// The call came without a token, but it was the user's own: he or she knew the password, or had the mail.
     fn proves_the_user(&self) -> bool {
-        matches!(self, Self::Registered | Self::LoggedIn | Self::EmailVerified)
+        matches!(self, Self::Registered | Self::LoggedIn | Self::SessionsCrowdedOut(_) | Self::EmailVerified)
     }
 }
 

@@ -70,7 +70,8 @@ impl App {
         errors.check("new_password", new.is_impersonal(&[&user.email, &user.first_name, &user.last_name]));
         errors.finish()?;
 
-        let attempt = self.limiter.reserve_password_change(&user.email_key, call.client, self.clock.now()).await?;
+        let (session, now) = (caller.session_id, self.clock.now());
+        let attempt = self.limiter.reserve_password_change(&user.email_key, session, call.client, now).await?;
         let changed = self.change_password_within_limits(call, &caller, Arc::new(old), Arc::new(new)).await;
         match &changed {
             Ok(true) => self.limiter.login_succeeded(attempt).await,

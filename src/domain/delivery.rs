@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     app::App,
-    domain::{event::UserEvent, letter::Letter},
+    domain::{event::UserEvent, letter::Letter, outbox::PostedLetter},
     entity::outbox::{self, State},
     error::{Cause, Chain, DeliveryError, Result},
     notifier::Notice,
@@ -307,8 +307,10 @@ impl App {
         let payload = self.seal.open(row.dedup_id.as_bytes(), &row.payload)?;
         match lane {
             Lane::Mail => {
-                let letter: Letter = serde_json::from_slice(&payload)?;
-                Ok(self.mailer.send(&letter.mail(row.dedup_id, row.created_at)).await)
+                let posted: PostedLetter<Letter> = serde_json::from_slice(&payload)?;
+                let written_at =
+                    posted.written_at_us.and_then(DateTime::from_timestamp_micros).unwrap_or(row.created_at);
+                Ok(self.mailer.send(&posted.letter.mail(row.dedup_id, written_at)).await)
             }
             Lane::Events => {
                 let notifier = self.notifier.as_ref().ok_or("there is nobody to notify")?;

@@ -33,7 +33,7 @@ impl App {
         if !self.limiter.counts_logins() {
             return Ok(reservation);
         }
-        match self.is_known_client(email, client).await {
+        match self.is_known_client(email, client).await.map(|is_known| is_known && !self.limiter.is_exempt(client)) {
             Ok(true) => Ok(reservation),
             Ok(false) => self.limiter.reserve_login_by_stranger(reservation, email.key(), now).await,
             Err(error) => {

@@ -35,11 +35,12 @@ enum Span {
 
 impl Letter {
     /// What the rows of letters are called in the outbox.
-    pub const KINDS: [&str; 3] = ["verification_code", "password_changed", "email_changed"];
+    pub const KINDS: [&str; 3] = [Self::KIND_OF_CODES, "password_changed", "email_changed"];
+    pub const KIND_OF_CODES: &str = "verification_code";
 
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::VerificationCode { .. } => "verification_code",
+            Self::VerificationCode { .. } => Self::KIND_OF_CODES,
             Self::PasswordChanged { .. } => "password_changed",
             Self::EmailChanged { .. } => "email_changed",
         }

@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
@@ -17,17 +17,27 @@ use crate::{
     random,
 };
 
+/// A letter as it lies in the outbox. The time is its own: the row's begins anew where it is put in again.
+#[derive(Serialize, Deserialize)]
+pub(super) struct PostedLetter<L> {
+    #[serde(flatten)]
+    pub letter: L,
+    /// Microseconds of Unix time.
+    pub written_at_us: Option<i64>,
+}
+
 impl Transaction {
     /// Puts a letter into the outbox.
     pub async fn post(&mut self, letter: &Letter, user_id: i64) -> Result<()> {
-        self.put_into_outbox(letter.kind(), new_message_id(), letter, user_id).await
+        let posted = PostedLetter { letter, written_at_us: Some(self.now.timestamp_micros()) };
+        self.put_into_outbox(letter.kind(), new_message_id(), &posted, user_id).await
     }
 
-    /// Takes the user's letters out: nobody is there any more who waits for them.
-    pub async fn forget_letters(&self, user_id: i64) -> Result<()> {
+    /// Takes the user's codes out: nobody is there any more who could use them. What tells the owner of a change still goes.
+    pub async fn forget_codes(&self, user_id: i64) -> Result<()> {
         outbox::Entity::delete_many()
             .filter(outbox::Column::UserId.eq(user_id))
-            .filter(outbox::Column::Kind.is_in(Letter::KINDS))
+            .filter(outbox::Column::Kind.eq(Letter::KIND_OF_CODES))
             .exec(&self.db)
             .await?;
         Ok(())

@@ -45,8 +45,16 @@ pub struct AccountFlags {
     pub is_freelancer: bool,
     pub is_seller: bool,
     pub is_moderator: bool,
-    pub is_staff: bool,
-    pub is_superuser: bool,
+    /// `None`: nobody asked for it to be this or that.
+    pub is_staff: Option<bool>,
+    pub is_superuser: Option<bool>,
+}
+
+impl AccountFlags {
+    /// Whether they say of the account that it is an admin's, or that it is none: a superuser's word either way.
+    pub(super) fn name_an_admin(&self) -> bool {
+        self.is_staff.is_some() || self.is_superuser.is_some()
+    }
 }
 
 impl Default for AccountFlags {
@@ -58,8 +66,8 @@ impl Default for AccountFlags {
             is_freelancer: false,
             is_seller: false,
             is_moderator: false,
-            is_staff: false,
-            is_superuser: false,
+            is_staff: None,
+            is_superuser: None,
         }
     }
 }
@@ -107,7 +115,12 @@ impl App {
             return Err(Error::EmailTaken);
         }
         let hash = self.hash_password(password).await?;
-        let flags = AccountFlags { is_staff: true, is_superuser: true, is_verified: true, ..AccountFlags::default() };
+        let flags = AccountFlags {
+            is_staff: Some(true),
+            is_superuser: Some(true),
+            is_verified: true,
+            ..AccountFlags::default()
+        };
         let person = Person { email, first_name: PersonName::default(), last_name: PersonName::default() };
         self.change(move |tx| {
             Box::pin(async move {
@@ -149,8 +162,8 @@ impl Transaction {
             first_name: Set(first_name.as_str().to_owned()),
             last_name: Set(last_name.as_str().to_owned()),
             is_active: Set(flags.is_active),
-            is_staff: Set(flags.is_staff),
-            is_superuser: Set(flags.is_superuser),
+            is_staff: Set(flags.is_staff.unwrap_or_default()),
+            is_superuser: Set(flags.is_superuser.unwrap_or_default()),
             is_verified: Set(flags.is_verified),
             is_freelancer: Set(flags.is_freelancer),
             is_seller: Set(flags.is_seller),

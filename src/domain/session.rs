@@ -37,7 +37,7 @@ pub const REFRESH_GRACE: Duration = Duration::seconds(10);
 /// How old a session may grow, however often it is refreshed.
 pub const SESSION_MAX_AGE: Duration = Duration::days(30);
 
-/// How many sessions a user may have; a further login ends the oldest.
+/// How many sessions a user may have; a further login ends the one that was not refreshed for longest.
 pub const MAX_SESSIONS: u64 = 100;
 
 /// How often a login looks at the account, should its hash be replaced under its hands.
@@ -265,32 +265,37 @@ impl Transaction {
         };
         remember_client(&self.db, user_id, call.client, now).await?;
         let session = new.insert(&self.db).await?;
-        self.end_oldest_sessions(user_id).await?;
+        self.end_sessions_beside(&session, call).await?;
         Ok(session)
     }
 
-    /// Ends what the user has beyond [`MAX_SESSIONS`], the oldest first: so many can be ended all at once in no time.
-    async fn end_oldest_sessions(&mut self, user_id: i64) -> Result<()> {
-        let oldest: Vec<Uuid> = session::Entity::find()
+    /// Ends what the user has beyond [`MAX_SESSIONS`], those first that were not refreshed for longest, and `new` never: so many
+    /// can be ended all at once in no time.
+    async fn end_sessions_beside(&mut self, new: &session::Model, call: &Call) -> Result<()> {
+        let ended: Vec<Uuid> = session::Entity::find()
             .select_only()
             .column(session::Column::Id)
-            .filter(session::Column::UserId.eq(user_id))
+            .filter(session::Column::UserId.eq(new.user_id))
             .filter(session::Column::RevokedAt.is_null())
+            .filter(session::Column::ExpiresAt.gt(self.now))
+            .filter(session::Column::Id.ne(new.id))
+            .order_by_desc(session::Column::RotatedAt)
             .order_by_desc(session::Column::Id)
-            .offset(MAX_SESSIONS)
+            .offset(MAX_SESSIONS - 1)
             .limit(MAX_SESSIONS)
             .into_tuple()
             .all(&self.db)
             .await?;
-        if oldest.is_empty() {
+        if ended.is_empty() {
             return Ok(());
         }
         session::Entity::update_many()
             .col_expr(session::Column::RevokedAt, Expr::value(self.now))
-            .filter(session::Column::Id.is_in(oldest.iter().copied()))
+            .filter(session::Column::Id.is_in(ended.iter().copied()))
             .exec(&self.db)
             .await?;
-        self.revoke_sessions(oldest).await
+        self.audit(Event::SessionsCrowdedOut(ended.len()), Some(call), new.user_id).await?;
+        self.revoke_sessions(ended).await
     }
 
     /// Ends a session: its tokens are worth nothing from the commit on, here at once and everywhere within a second.

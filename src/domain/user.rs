@@ -34,12 +34,13 @@ impl EmailAddress {
     /// What is wrong, in words for whoever sent it.
     pub fn parse(raw: &str) -> Result<Self, &'static str> {
         const INVALID: &str = "Enter a valid email address.";
+        const TOO_LONG: &str = "Ensure this field has no more than 254 characters.";
         let raw = ComposingNormalizerBorrowed::new_nfc().normalize(raw.trim());
         if raw.is_empty() {
             return Err("This field may not be blank.");
         }
         if raw.chars().count() > EMAIL_MAX_CHARS {
-            return Err("Ensure this field has no more than 254 characters.");
+            return Err(TOO_LONG);
         }
         let (local, domain) = raw.rsplit_once('@').ok_or(INVALID)?;
         if !is_local_part(local) {
@@ -54,6 +55,10 @@ impl EmailAddress {
             return Err(INVALID); // No mail could ever reach it.
         }
         let key = fold(&format!("{local}@{unicode}"));
+        // Again: some letters become several on the way.
+        if text.chars().count() > EMAIL_MAX_CHARS {
+            return Err(TOO_LONG);
+        }
         Ok(Self { text, key })
     }
 

@@ -141,13 +141,7 @@ impl Transaction {
     /// A new code for the user, and the mail that brings it. Codes before it are void.
     pub async fn post_code(&mut self, user: &user::Model, requested: bool) -> Result<()> {
         let now = self.now;
-        code::Entity::update_many()
-            .col_expr(code::Column::VoidedAt, Expr::value(now))
-            .filter(code::Column::UserId.eq(user.id))
-            .filter(code::Column::UsedAt.is_null())
-            .filter(code::Column::VoidedAt.is_null())
-            .exec(&self.db)
-            .await?;
+        self.void_codes(user.id).await?;
         let new = Code::new();
         let row = code::ActiveModel {
             user_id: Set(user.id),
@@ -165,6 +159,18 @@ impl Transaction {
         let Code(digits) = new;
         let letter = Letter::VerificationCode { to: user.email.clone(), code: digits };
         self.post(&letter, user.id).await
+    }
+
+    /// No code that is out verifies anything any more.
+    pub async fn void_codes(&self, user_id: i64) -> Result<()> {
+        code::Entity::update_many()
+            .col_expr(code::Column::VoidedAt, Expr::value(self.now))
+            .filter(code::Column::UserId.eq(user_id))
+            .filter(code::Column::UsedAt.is_null())
+            .filter(code::Column::VoidedAt.is_null())
+            .exec(&self.db)
+            .await?;
+        Ok(())
     }
 
     async fn try_code(&mut self, call: &Call, email: &EmailAddress, guess: &Code) -> Result<bool> {

@@ -151,7 +151,7 @@ impl Keys {
         let user_id = user.id.to_string();
         let access = Written {
             token_type: Kind::Access,
-            exp: (now + self.access_lifetime).timestamp(),
+            exp: (now + self.access_lifetime).min(session.ends_at).timestamp(),
             iat: now.timestamp(),
             jti: &BASE64_URL_SAFE_NO_PAD.encode(random::bytes::<16>()),
             user_id: &user_id,
@@ -161,7 +161,7 @@ impl Keys {
         };
         let refresh = Written {
             token_type: Kind::Refresh,
-            exp: (session.rotated_at + self.refresh_lifetime).timestamp(),
+            exp: (session.rotated_at + self.refresh_lifetime).min(session.ends_at).timestamp(),
             iat: session.rotated_at.timestamp(),
             jti: &self.refresh_jti(session.id, session.generation),
             user: None,

@@ -16,7 +16,11 @@ use chrono::TimeDelta;
 use futures_util::future::join_all;
 use identity::{
     db::{Db, DbOptions},
-    entity::outbox::{self, State},
+    domain::outbox::{GivenUp, requeue},
+    entity::{
+        outbox::{self, State},
+        user,
+    },
 };
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder,
@@ -26,13 +30,14 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::harness::{
-    Face, Service, Store,
+    Face, PASSWORD, Service, Store,
     process::{Installation, Peer},
     python, skip,
     smtp::{Answer, MailServer, Stage, Taken},
     stores::{Database, migrated_database},
     wait_until,
 };
+use crate::user::{set_flags, user_id};
 
 /// What the outbox promises of a server that comes back, and a little for a machine that is busy.
 const BACK: Duration = Duration::from_secs(22);
@@ -464,6 +469,38 @@ async fn an_operator_sees_what_was_given_up_and_has_it_tried_anew() {
         .await;
         let nothing = installation.run(&["outbox", "requeue", "--all"]).await.expect(0);
         assert_eq!(nothing.stdout, "nothing was given up\n");
+        service.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notice_that_is_put_in_again_tells_when_the_change_was_though_the_account_is_gone() {
+    for store in Store::all() {
+        let server = MailServer::start().await;
+        server.answer(|stage| match stage {
+            Stage::Recipient(_) => Answer::Say("550 5.1.1 no such user".into()),
+            _ => Answer::Yes,
+        });
+        let service = service(store, &server).await;
+        let owner = service.user("owner@example.com").await;
+        let id = user_id(&owner);
+        set_flags(&service, id, &[(user::Column::IsVerified, true)]).await;
+        let fields = json!({ "old_password": PASSWORD, "new_password": "An0ther-passw0rd" });
+        owner.call(Face::Rest, "AuthService.ChangePassword", fields).await.expect(200);
+        let changed_at = service.clock.now().format("%-d %B %Y at %H:%M UTC").to_string();
+        owner.call(Face::Rest, "UserService.DeleteUser", json!({ "id": id })).await.expect(204);
+        let posted = async || outbox::Entity::find().all(service.app.db.reader()).await.unwrap();
+        wait_until(SOON, "the end", async || {
+            posted().await.iter().map(|row| (row.kind.as_str(), row.state)).eq([("password_changed", State::Abandoned)])
+        })
+        .await;
+
+        service.clock.advance(TimeDelta::days(2));
+        server.answer_yes();
+        let put_in = requeue(&service.app.db, GivenUp::All, service.clock.now()).await.unwrap();
+        assert_eq!(put_in, 1);
+        let mail = server.take(1, BACK).await.remove(0).text.replace("=\n", "");
+        assert!(mail.contains(&changed_at), "{changed_at}: {mail}");
         service.stop().await;
     }
 }

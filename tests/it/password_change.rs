@@ -110,10 +110,12 @@ async fn whoever_stole_a_session_has_five_guesses_however_many_clients_make_them
         let mut statuses = join_all(guesses).await;
         statuses.sort_unstable();
         assert_eq!(statuses, [400, 400, 400, 400, 400, 429, 429, 429], "{store:?} {face:?}");
-        // Nor does it lock the owner out.
-        let owner = service.anonymous().coming_from("198.51.100.1");
+        // Nor does it lock the owner out, who logs in and turns the thief out.
+        let mut owner = service.anonymous().coming_from("198.51.100.1");
         let fields = json!({ "email": "user@example.com", "password": PASSWORD });
-        owner.call(face, "AuthService.Login", fields).await.expect(200);
+        owner.take_tokens(&owner.call(face, "AuthService.Login", fields).await.expect(200));
+        change(&owner, face, PASSWORD, NEW).await.expect(200);
+        stolen.call(face, "ProfileService.GetMyProfile", json!({})).await.expect(401);
         service.stop().await;
     }
 }

@@ -39,7 +39,7 @@ async fn a_changed_role_counts_for_tokens_that_are_out_already() {
         assert_eq!(look(&user).await, 200);
         within_a_second(async || look(&there).await == 200).await;
         let told = looked_into(&there, face).await.unwrap();
-        assert_eq!((&told["roles"], &told["is_verified"]), (&json!(["Moderator"]), &json!(true)));
+        assert_eq!((&told["roles"], &told["is_verified"]), (&json!(["User", "Moderator"]), &json!(true)));
         assert_eq!(told["permissions"], json!(["moderate_content", "manage_disputes"]));
 
         set_flags(service, user_id(&user), &[(Column::IsModerator, false)]).await;
@@ -190,7 +190,7 @@ async fn a_token_made_after_the_change_speaks_for_itself() {
             let token = json!({ "token": actor.access_token });
             actor.call(Face::Rest, "AuthService.VerifyToken", token).await.expect(200)["roles"].clone()
         };
-        assert_eq!(roles(&fresh).await, json!(["Seller"]));
+        assert_eq!(roles(&fresh).await, json!(["User", "Seller"]));
         assert_eq!(roles(&user).await, json!(["User"]));
     })
     .await;
@@ -210,7 +210,7 @@ async fn a_token_made_while_the_change_may_have_been_under_way_is_doubted() {
         service.app.revocations.apply(&[Revocation::of_user(id, changed_at, until)]);
         let token = json!({ "token": before_its_end.access_token });
         let told = before_its_end.call(Face::Rest, "AuthService.VerifyToken", token).await.expect(200);
-        assert_eq!(told["roles"], json!(["Moderator"]));
+        assert_eq!(told["roles"], json!(["User", "Moderator"]));
     })
     .await;
 }

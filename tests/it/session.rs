@@ -347,7 +347,12 @@ async fn a_session_is_over_after_thirty_days_however_often_it_is_refreshed() {
             token = refresh_token(&refresh(&user, face, &token).await.expect(200));
         }
         service.set_clock(began + Duration::days(30) - Duration::seconds(1));
-        token = refresh_token(&refresh(&user, face, &token).await.expect(200));
+        let last = refresh(&user, face, &token).await.expect(200);
+        token = refresh_token(&last);
+        for kind in ["access_token", "refresh_token"] {
+            let exp = claims(last[kind].as_str().unwrap())["exp"].as_i64().unwrap();
+            assert_eq!(exp, (began + Duration::days(30)).timestamp(), "{kind}");
+        }
         service.set_clock(began + Duration::days(30));
         refresh(&user, face, &token).await.expect(401);
         login(service, face, "user@example.com", PASSWORD).await.expect(200);
@@ -358,22 +363,27 @@ async fn a_session_is_over_after_thirty_days_however_often_it_is_refreshed() {
 // Logout.
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_beyond_the_hundredth_ends_the_oldest_session() {
+async fn a_login_beyond_the_hundredth_ends_the_session_that_was_not_refreshed_for_longest() {
     on_each_store(async |service| {
         let oldest = service.user("user@example.com").await;
         let mut younger = Vec::new();
         for _ in 1..MAX_SESSIONS {
-            service.clock.advance(chrono::Duration::milliseconds(1));
+            service.clock.advance(Duration::milliseconds(1));
             younger.push(service.login("user@example.com").await);
         }
-        me(&oldest, Face::Rest).await.expect(200);
-        service.clock.advance(chrono::Duration::milliseconds(1));
+        service.clock.advance(Duration::milliseconds(1));
+        refresh(&oldest, Face::Grpc, oldest.refresh_token.as_deref().unwrap()).await.expect(200);
+        me(&younger[0], Face::Rest).await.expect(200);
         let youngest = service.login("user@example.com").await;
-        me(&oldest, Face::Rest).await.expect(401);
-        refresh(&oldest, Face::Grpc, oldest.refresh_token.as_deref().unwrap()).await.expect(401);
-        for actor in [&younger[0], &youngest] {
+        me(&younger[0], Face::Rest).await.expect(401);
+        refresh(&younger[0], Face::Grpc, younger[0].refresh_token.as_deref().unwrap()).await.expect(401);
+        for actor in [&oldest, &younger[1], &youngest] {
             me(actor, Face::Rest).await.expect(200);
         }
+        let trail = audit_trail(service).await;
+        let told: Vec<_> =
+            trail.iter().filter(|row| row.kind == "session.crowded_out").map(|row| &row.detail).collect();
+        assert_eq!(told, [r#"{"sessions":1}"#]);
     })
     .await;
 }

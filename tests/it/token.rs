@@ -411,7 +411,7 @@ async fn a_token_can_be_looked_into() {
             "manage_roles",
         ]);
         for (actor, roles, permissions, is_verified) in
-            [(&admin, json!(["Admin"]), all, true), (&user, json!(["User"]), json!([]), false)]
+            [(&admin, json!(["User", "Admin"]), all, true), (&user, json!(["User"]), json!([]), false)]
         {
             for (token, kind) in [(&actor.access_token, "access"), (&actor.refresh_token, "refresh")] {
                 let token = token.as_deref().unwrap();
