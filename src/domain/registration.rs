@@ -37,7 +37,11 @@ pub struct Person {
 }
 
 /// What sets a user apart from the first day on.
-#[expect(clippy::struct_excessive_bools, reason = "the columns, as the Django service named them")]
+#[expect(
+    clippy::struct_excessive_bools,
+    clippy::struct_field_names,
+    reason = "the columns, as the Django service named them"
+)]
 #[derive(Debug, Clone, Copy)]
 pub struct AccountFlags {
     pub is_active: bool,
@@ -52,7 +56,7 @@ pub struct AccountFlags {
 
 impl AccountFlags {
     /// Whether they say of the account that it is an admin's, or that it is none: a superuser's word either way.
-    pub(super) fn name_an_admin(&self) -> bool {
+    pub(super) fn name_an_admin(self) -> bool {
         self.is_staff.is_some() || self.is_superuser.is_some()
     }
 }
