@@ -1,6 +1,6 @@
 //! `UserService`: the directory of users, and their administration.
 
-use std::num::NonZeroU64;
+use std::{num::NonZeroU64, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use tonic::{Request, Response, Status};
@@ -8,7 +8,8 @@ use tonic::{Request, Response, Status};
 use super::{Api, new_account, owned, parse_as_user, patch::Patch, rest::RawQuery};
 use crate::{
     domain::{
-        account::UserChange,
+        account::{UserChange, UserField},
+        caller::Call,
         directory::{Filter, ListedUser, Ordering, PageSize, Position, Query, Search},
         registration::{AccountFlags, NewAccount},
         user::{BatchIds, EmailAddress, PersonName, VisibleUser},
@@ -61,8 +62,15 @@ impl UserService for Api {
     }
 
     async fn update_user(&self, request: Request<pb::UpdateUserRequest>) -> Result<Response<pb::User>, Status> {
-        let (call, caller, (id, change)) =
-            parse_as_user(request, |update, errors| Some((update.id, user_change(update, errors))))?;
+        let asked = request.extensions().get::<Arc<Call>>().and_then(|call| call.caller.clone());
+        let (id, mut named) = (request.get_ref().id, Vec::new());
+        let parsed =
+            parse_as_user(request, |update, errors| Some((update.id, user_change(update, errors, &mut named))));
+        if let (Err(Error::Invalid(_)), Some(caller)) = (&parsed, asked) {
+            // Whoever may not set a field is told that, and not how to write it.
+            self.app.require_may_set(&caller, id, &named).await?;
+        }
+        let (call, caller, (id, change)) = parsed?;
         Ok(Response::new(reply(self.app.update_user(call, caller, id, change).await?)))
     }
 
@@ -86,24 +94,13 @@ fn new_user(new: pb::CreateUserRequest, errors: &mut FieldErrors) -> Option<(New
     Some((new_account(new.email, new.password, [new.first_name, new.last_name], errors)?, flags))
 }
 
-fn user_change(update: pb::UpdateUserRequest, errors: &mut FieldErrors) -> UserChange {
-    const FIELDS: [&str; 10] = [
-        "email",
-        "first_name",
-        "last_name",
-        "is_active",
-        "is_verified",
-        "is_freelancer",
-        "is_seller",
-        "is_moderator",
-        "is_staff",
-        "is_superuser",
-    ];
-    let mut patch = Patch::new(update.update_mask, &FIELDS, errors);
+/// What to change; and in `named` each field that the request names, also with a value that can't be read.
+fn user_change(update: pb::UpdateUserRequest, errors: &mut FieldErrors, named: &mut Vec<UserField>) -> UserChange {
+    let mut patch = Patch::new(update.update_mask, &UserField::NAMES.map(|(name, _)| name), errors);
     let email = patch.check("email", update.email, |raw| EmailAddress::parse(&raw));
     let first_name = patch.check("first_name", update.first_name, |raw| PersonName::parse(&raw));
     let last_name = patch.check("last_name", update.last_name, |raw| PersonName::parse(&raw));
-    UserChange {
+    let change = UserChange {
         email: patch.value("email", email),
         first_name: patch.value("first_name", first_name),
         last_name: patch.value("last_name", last_name),
@@ -114,7 +111,10 @@ fn user_change(update: pb::UpdateUserRequest, errors: &mut FieldErrors) -> UserC
         is_moderator: patch.value("is_moderator", update.is_moderator),
         is_staff: patch.value("is_staff", update.is_staff),
         is_superuser: patch.value("is_superuser", update.is_superuser),
-    }
+    };
+    let wrong = UserField::NAMES.into_iter().filter(|(name, _)| errors.has(name)).map(|(_, field)| field);
+    named.extend(change.fields().chain(wrong));
+    change
 }
 
 /// What to list. A page that can't be is not found rather than wrong, and the fields that are wrong come first.

@@ -9,7 +9,7 @@ use crate::{
     config::{NeedsVerified, SelfServiceRole},
     domain::{
         audit::Event,
-        authority::Subject,
+        authority::{Authority, Subject},
         caller::{Call, Caller},
         change::Transaction,
         event::UserEvent,
@@ -40,7 +40,68 @@ pub struct UserChange {
     pub is_superuser: Option<bool>,
 }
 
+/// A field of a user that can be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UserField {
+    Email,
+    FirstName,
+    LastName,
+    IsActive,
+    IsVerified,
+    IsFreelancer,
+    IsSeller,
+    IsModerator,
+    IsStaff,
+    IsSuperuser,
+}
+
+impl UserField {
+    /// All of them, as requests name them.
+    pub const NAMES: [(&str, Self); 10] = [
+        ("email", Self::Email),
+        ("first_name", Self::FirstName),
+        ("last_name", Self::LastName),
+        ("is_active", Self::IsActive),
+        ("is_verified", Self::IsVerified),
+        ("is_freelancer", Self::IsFreelancer),
+        ("is_seller", Self::IsSeller),
+        ("is_moderator", Self::IsModerator),
+        ("is_staff", Self::IsStaff),
+        ("is_superuser", Self::IsSuperuser),
+    ];
+}
+
 impl UserChange {
+    /// The fields that it changes.
+    pub fn fields(&self) -> impl Iterator<Item = UserField> {
+        // Every field, so that a new one is thought of here.
+        let Self {
+            email,
+            first_name,
+            last_name,
+            is_active,
+            is_verified,
+            is_freelancer,
+            is_seller,
+            is_moderator,
+            is_staff,
+            is_superuser,
+        } = self;
+        let set = [
+            email.is_some(),
+            first_name.is_some(),
+            last_name.is_some(),
+            is_active.is_some(),
+            is_verified.is_some(),
+            is_freelancer.is_some(),
+            is_seller.is_some(),
+            is_moderator.is_some(),
+            is_staff.is_some(),
+            is_superuser.is_some(),
+        ];
+        UserField::NAMES.into_iter().zip(set).filter(|(_, is_set)| *is_set).map(|((_, field), _)| field)
+    }
+
     /// The user as it would be, before what follows from it.
     fn applied_to(self, user: &user::Model) -> user::Model {
         let mut after = user.clone();
@@ -156,48 +217,48 @@ impl App {
 
     /// Nothing, or the refusal of what the caller may not set.
     fn require_allowed(&self, subject: &Subject, change: &UserChange) -> Result<()> {
-        // Every field, so that a new one is thought of here.
-        let UserChange {
-            first_name: _,
-            last_name: _,
-            email,
-            is_active,
-            is_verified,
-            is_freelancer,
-            is_seller,
-            is_moderator,
-            is_staff,
-            is_superuser,
-        } = change;
         let Subject { user, authority, .. } = subject;
-        if is_staff.is_some() || is_superuser.is_some() {
-            authority.require_superuser()?;
+        for field in change.fields() {
+            self.require_may_set_field(*authority, field)?;
         }
-        if email.is_some() || is_active.is_some() {
+        if change.email.is_some() || change.is_active.is_some() {
             subject.require_not_a_peer()?;
         }
-        if authority.is_admin {
-            return Ok(());
-        }
-        let is_for_admins = email.is_some() || [is_active, is_verified, is_moderator].into_iter().any(Option::is_some);
-        if is_for_admins {
-            return Err(Error::PermissionDenied(Denial::Role));
-        }
-        let of_self_service = [
-            (SelfServiceRole::Freelancer, is_freelancer, user.is_freelancer),
-            (SelfServiceRole::Seller, is_seller, user.is_seller),
-        ];
-        for (role, wanted, held) in of_self_service {
-            let Some(wanted) = *wanted else { continue };
-            if !self.config.accounts.self_service_roles.contains(&role) {
-                return Err(Error::PermissionDenied(Denial::Role));
-            }
-            // To keep what one has, or to give it up, takes no verified address.
-            if wanted && !held {
-                self.require_verified(NeedsVerified::SelfServiceRoles, user.is_verified)?;
-            }
+        // To keep what one has, or to give it up, takes no verified address.
+        let takes_a_role = (change.is_freelancer == Some(true) && !user.is_freelancer)
+            || (change.is_seller == Some(true) && !user.is_seller);
+        if takes_a_role && !authority.is_admin {
+            self.require_verified(NeedsVerified::SelfServiceRoles, user.is_verified)?;
         }
         Ok(())
+    }
+
+    fn require_may_set_field(&self, authority: Authority, field: UserField) -> Result<()> {
+        let self_service = |role| {
+            if self.config.accounts.self_service_roles.contains(&role) { Ok(()) } else { authority.require_admin() }
+        };
+        match field {
+            UserField::FirstName | UserField::LastName => Ok(()),
+            UserField::IsFreelancer => self_service(SelfServiceRole::Freelancer),
+            UserField::IsSeller => self_service(SelfServiceRole::Seller),
+            UserField::Email | UserField::IsActive | UserField::IsVerified | UserField::IsModerator => {
+                authority.require_admin()
+            }
+            UserField::IsStaff | UserField::IsSuperuser => authority.require_superuser(),
+        }
+    }
+
+    /// Nothing, or the refusal if the caller may not set one of these fields of the user, whatever the value: for a request
+    /// whose values can't be read.
+    ///
+    /// # Errors
+    /// `PermissionDenied`; `Unauthenticated` if the caller's account is gone or inactive.
+    pub async fn require_may_set(&self, caller: &Caller, id: i64, fields: &[UserField]) -> Result<()> {
+        let authority = Authority::of(&self.active_user(caller.user_id).await?);
+        if caller.user_id != id {
+            authority.require_admin()?;
+        }
+        fields.iter().try_for_each(|field| self.require_may_set_field(authority, *field))
     }
 
     /// Deletes a user with all that hangs on it: oneself, or for admins another.

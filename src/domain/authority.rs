@@ -16,6 +16,10 @@ pub(super) struct Authority {
 }
 
 impl Authority {
+    pub fn of(user: &user::Model) -> Self {
+        Self { is_admin: user.is_staff || user.is_superuser, is_superuser: user.is_superuser }
+    }
+
     pub fn require_admin(self) -> Result<()> {
         if self.is_admin { Ok(()) } else { Err(Error::PermissionDenied(Denial::Role)) }
     }
@@ -55,7 +59,7 @@ impl Transaction {
     pub async fn authority(&self, caller: &Caller) -> Result<Authority> {
         let user = user::Entity::find_by_id(caller.user_id).one(&self.db).await?.filter(|user| user.is_active);
         let user = user.ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))?;
-        Ok(Authority { is_admin: user.is_staff || user.is_superuser, is_superuser: user.is_superuser })
+        Ok(Authority::of(&user))
     }
 
     /// The user with this id, locked, if the caller may change it: oneself and, for an admin, others. Whoever may not learns

@@ -208,6 +208,21 @@ async fn a_key_that_is_not_ones_own_to_set_is_refused_and_nothing_changes() {
             let outcome = update(&user, face, id, json!({ "first_name": "Joan", "is_seller": true, key: value })).await;
             assert_eq!(outcome.status, 403, "{key}: {outcome:?}");
         }
+        // Not even with a value that nobody could read; which is what an admin is told of the same.
+        let admin = service.admin("admin@example.com").await;
+        let unreadable = json!({ "id": id, "email": "nonsense", "first_name": "x".repeat(151) });
+        user.call(face, "UserService.UpdateUser", unreadable.clone()).await.expect(403);
+        admin.call(face, "UserService.UpdateUser", unreadable).await.expect_field(400, "email");
+        if face == Face::Rest {
+            for (key, value) in [("is_staff", json!(null)), ("is_superuser", json!("x")), ("is_moderator", json!(1.5))]
+            {
+                update(&user, face, id, json!({ "first_name": "Joan", key: value })).await.expect(403);
+            }
+        } else {
+            let unset = json!({ "id": id, "first_name": "Joan", "update_mask": "firstName,isSuperuser" });
+            user.call(face, "UserService.UpdateUser", unset).await.expect(403);
+        }
+        update(&user, face, id, json!({ "first_name": "x".repeat(151) })).await.expect_field(400, "first_name");
         assert_eq!(row(service, id).await, before);
     })
     .await;
