@@ -10,7 +10,8 @@
 //! 5. [`domain`], one file a subject: the rules, as `impl App` blocks, over the tables in [`entity`].
 //!
 //! Imports run one way: main → cli → server, [`telemetry`] → api → domain → app → stores ([`entity`], [`db`], [`revocations`],
-//! [`limiter`], [`hash_pool`], [`mail`], [`avatar_store`], [`notifier`], [`places`], [`seal`]) and [`model`] → [`config`], [`clock`], [`random`], [`error`].
+//! [`redis`], [`limiter`], [`hash_pool`], [`mail`], [`avatar_store`], [`notifier`], [`places`], [`seal`]) and [`model`] →
+//! [`config`], [`clock`], [`random`], [`error`].
 //! `docs/architecture.md` says why, and `tests/it/architecture.rs` holds them to it.
 
 pub mod api;

@@ -48,6 +48,7 @@ mod schemathesis;
 mod session;
 mod shutdown;
 mod strangers;
+mod superuser;
 mod token;
 mod user;
 mod verification;
