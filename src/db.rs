@@ -58,6 +58,8 @@ impl Default for DbOptions {
 pub const SQLITE_READERS: u32 = 4;
 /// How long SQLite waits for another process that writes or reorganises the file.
 const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// What SQLite says of a file that others have locked (<https://sqlite.org/rescode.html#busy>).
+const SQLITE_BUSY: &str = "5";
 /// A transaction that does nothing for so long has lost its owner: PostgreSQL ends it, and frees what it locked.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection unused for so long is tried before it is handed out. Short, so that after an outage of PostgreSQL calls
@@ -117,7 +119,7 @@ impl Db {
         };
 
         let write = file.clone().journal_mode(SqliteJournalMode::Wal).optimize_on_close(true, 400);
-        let writer = pool().max_connections(1).connect_with(write).await.map_err(away)?;
+        let writer = open_writer(&pool().max_connections(1), &write).await.map_err(away)?;
         // A write that slips in here would run into the writer's lock; so it fails at once, in the first test.
         let read = file.pragma("query_only", "ON");
         let max_reads = options.max_connections.clamp(1, SQLITE_READERS);
@@ -248,6 +250,22 @@ impl Db {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the database was not closed properly"),
             Err(_) => tracing::warn!("the database was left with calls still running"),
+        }
+    }
+}
+
+/// The pool of the one connection that writes. To turn a new file to its log in WAL mode SQLite wants it for itself, and where
+/// another process does the same at that moment it gives up at once: it is told again, for as long as it waits elsewhere.
+async fn open_writer(pool: &SqlitePoolOptions, file: &SqliteConnectOptions) -> Result<sqlx::SqlitePool, sqlx::Error> {
+    let deadline = tokio::time::Instant::now() + SQLITE_BUSY_TIMEOUT;
+    loop {
+        match pool.clone().connect_with(file.clone()).await {
+            Err(sqlx::Error::Database(error))
+                if error.code().as_deref() == Some(SQLITE_BUSY) && tokio::time::Instant::now() < deadline =>
+            {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            opened => return opened,
         }
     }
 }
