@@ -17,6 +17,7 @@ use sea_orm::{
     IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Set, SqlErr, Statement,
     TransactionTrait,
 };
+use sqlx::{ConnectOptions, Executor, sqlite::SqliteConnectOptions};
 use uuid::Uuid;
 
 use crate::harness::{
@@ -140,6 +141,20 @@ async fn ten_starters_at_once_migrate_once() {
         }
         assert_eq!(applied, 7, "{store:?}");
     }
+}
+
+#[tokio::test]
+async fn a_new_sqlite_file_that_another_process_holds_is_waited_for() {
+    let database = empty_database(Store::Sqlite).await;
+    let file: SqliteConnectOptions = database.url.parse().unwrap();
+    let mut other = file.create_if_missing(true).connect().await.unwrap();
+    // SQLite doesn't wait for a reader here, as it does elsewhere.
+    other.execute("BEGIN; SELECT * FROM sqlite_schema").await.unwrap();
+    let options = options(&database.url);
+    let connecting = tokio::spawn(async move { Db::connect(&options).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    other.execute("COMMIT").await.unwrap();
+    connecting.await.unwrap().unwrap();
 }
 
 #[tokio::test]
