@@ -10,24 +10,29 @@ use tracing::Instrument;
 
 use crate::{
     avatar_store::AvatarStore,
+    cache::Cache,
     clock::Clock,
     config::{self, Config},
     db::Db,
     entity::user::PasswordHash,
-    error::{Cause, Chain},
+    error::{Cause, Chain, Error},
+    feed::{self, Feed},
     hash_pool::HashPool,
     limiter::Limiter,
     mail::Mailer,
     model::{
         password::{self, Argon2Params},
         token::Keys,
+        user::Account,
     },
     notifier::Notifier,
     places::Places,
     redis::Redis,
-    revocations::{self, Revocations},
     seal::Seal,
 };
+
+/// Where replicas tell each other of changes.
+const FEED_CHANNEL: &str = "feed";
 
 /// The service without its faces. The rules are `impl App` blocks in `domain`.
 pub struct App {
@@ -35,7 +40,9 @@ pub struct App {
     pub clock: Clock,
     pub db: Db,
     pub keys: Keys,
-    pub revocations: Revocations,
+    pub feed: Feed,
+    /// All that is shown of users.
+    pub(crate) accounts: Cache<Account>,
     pub limiter: Limiter,
     /// What replicas share, if anything.
     pub redis: Option<Redis>,
@@ -45,6 +52,8 @@ pub struct App {
     pub(crate) avatar_store: Option<Arc<AvatarStore>>,
     /// Where events go, if anywhere.
     pub(crate) notifier: Option<Notifier>,
+    /// Seals what replicas tell each other through Redis.
+    feed_seal: Seal,
     /// Seals what lies in the outbox.
     pub(crate) seal: Seal,
     /// Seals the tokens of pages, which clients hold.
@@ -106,7 +115,9 @@ impl App {
             mailer,
             avatar_store: AvatarStore::open(&config.accounts.avatar_store)?.map(Arc::new),
             notifier,
-            revocations: Revocations::load(&db, &clock).await?,
+            feed: Feed::load(&db, &clock).await?,
+            accounts: Cache::new(redis.clone(), Seal::new(&secret.derive("cache"))?, Account::size),
+            feed_seal: Seal::new(&secret.derive("feed"))?,
             limiter: Limiter::new(config.limits.clone(), &secret.derive("limits"), redis.clone()),
             redis,
             hash_pool: HashPool::start(hashing.threads, hashing.queue)?,
@@ -127,18 +138,59 @@ impl App {
         self.changes.spawn(work.in_current_span())
     }
 
-    /// Keeps the list of ended sessions fresh until `stop`.
-    pub async fn follow_revocations(self: Arc<Self>, stop: CancellationToken) {
+    /// Tells the other replicas of changes that are committed, before they ask the database for them.
+    pub(crate) fn tell_replicas(self: &Arc<Self>, entries: Vec<feed::Entry>) {
+        if self.redis.is_none() || entries.is_empty() {
+            return;
+        }
+        let app = Arc::clone(self);
+        drop(self.follow_up(async move {
+            let Some(redis) = &app.redis else { return };
+            let sealed = serde_json::to_vec(&entries)
+                .map_err(Error::internal)
+                .and_then(|plain| app.feed_seal.close(FEED_CHANNEL.as_bytes(), plain));
+            match sealed {
+                Ok(sealed) => redis.publish(FEED_CHANNEL, sealed).await,
+                Err(error) => tracing::warn!(error = %Chain(&error), "other replicas can't be told of a change"),
+            }
+            for (id, version) in entries.iter().filter_map(feed::Entry::outdated) {
+                app.accounts.outdate(id, version).await;
+            }
+        }));
+    }
+
+    /// Hears what other replicas tell, until `stop`. What is missed the polls bring.
+    pub async fn hear_replicas(self: Arc<Self>, stop: CancellationToken) {
+        let Some(redis) = &self.redis else { return stop.cancelled().await };
+        let mut listener = match redis.listen(FEED_CHANNEL) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(%error, "other replicas can't be heard: what they change is known half a second later");
+                return stop.cancelled().await;
+            }
+        };
+        while let Some(sealed) = stop.run_until_cancelled(listener.next()).await {
+            let opened = self.feed_seal.open(FEED_CHANNEL.as_bytes(), &sealed);
+            match opened.and_then(|plain| Ok(serde_json::from_slice::<Vec<feed::Entry>>(&plain)?)) {
+                Ok(entries) => self.feed.apply(&entries),
+                // Of another release, perhaps.
+                Err(error) => tracing::debug!(%error, "a message of another replica can't be read"),
+            }
+        }
+    }
+
+    /// Keeps the feed of changes fresh until `stop`.
+    pub async fn follow_feed(self: Arc<Self>, stop: CancellationToken) {
         let mut failing = false;
-        while stop.run_until_cancelled(tokio::time::sleep(revocations::POLL_EVERY)).await.is_some() {
-            match self.revocations.poll(&self.db, &self.clock).await {
+        while stop.run_until_cancelled(tokio::time::sleep(feed::POLL_EVERY)).await.is_some() {
+            match self.feed.poll(&self.db, &self.clock).await {
                 Ok(()) if failing => {
                     failing = false;
-                    tracing::info!("the revocations are followed again");
+                    tracing::info!("the feed of changes is followed again");
                 }
                 Err(error) if !failing => {
                     failing = true;
-                    tracing::error!(error = %Chain(&error), "the revocations can't be read");
+                    tracing::error!(error = %Chain(&error), "the feed of changes can't be read");
                 }
                 Ok(()) | Err(_) => {}
             }

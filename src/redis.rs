@@ -10,14 +10,14 @@ use std::{
 
 use fred::{
     clients::Client,
-    interfaces::{ClientLike, EventInterface},
+    interfaces::{ClientLike, EventInterface, PubsubInterface},
     types::{
-        Builder,
-        config::{Config, ReconnectPolicy, TcpConfig, UnresponsiveConfig},
+        Builder, Message,
+        config::{Config, ReconnectPolicy, Server, TcpConfig, UnresponsiveConfig},
     },
 };
 use secrecy::{ExposeSecret, SecretString};
-use tokio::time::Instant;
+use tokio::{sync::broadcast, time::Instant};
 
 use crate::error::Cause;
 
@@ -38,6 +38,8 @@ const PREFIX: &str = "identity";
 #[derive(Clone)]
 pub struct Redis {
     client: Client,
+    /// How it is reached, for those who listen: that takes a connection of its own.
+    builder: Builder,
     prefix: String,
     started: Instant,
     /// Milliseconds from `started` until which it isn't asked.
@@ -68,7 +70,13 @@ impl Redis {
         let client = builder.build().map_err(|error| hushed(&error))?;
         follow(&client);
         drop(client.connect());
-        Ok(Self { client, prefix: PREFIX.to_owned(), started: Instant::now(), doubted_until_ms: Arc::default() })
+        Ok(Self {
+            client,
+            builder,
+            prefix: PREFIX.to_owned(),
+            started: Instant::now(),
+            doubted_until_ms: Arc::default(),
+        })
     }
 
     /// What it answers to a command; `None` if there is no connection now, or no answer in time: what holds without Redis is
@@ -88,6 +96,22 @@ impl Redis {
         }
     }
 
+    /// Says `message` to whoever listens under this name.
+    pub async fn publish(&self, name: &str, message: String) {
+        self.ask(async |client| client.publish::<(), _, _>(self.key(name), message).await).await;
+    }
+
+    /// Listens to what is said under this name, while Redis is there.
+    ///
+    /// # Errors
+    /// If there is no connection to be made of the configuration.
+    pub fn listen(&self, name: &str) -> Result<Listener, Cause> {
+        let client = self.builder.build().map_err(|error| hushed(&error))?;
+        let (messages, connections) = (client.message_rx(), client.reconnect_rx());
+        drop(client.connect());
+        Ok(Listener { client, channel: self.key(name), messages, connections, is_subscribed: false })
+    }
+
     /// Whether it answers.
     pub async fn ping(&self) -> bool {
         self.ask(async |client| client.ping::<()>(None).await).await.is_some()
@@ -105,6 +129,33 @@ impl Redis {
     /// Ends the connection.
     pub async fn close(&self) {
         let _ = tokio::time::timeout(COMMAND_TIMEOUT, self.client.quit()).await;
+    }
+}
+
+/// What others say under a name.
+pub struct Listener {
+    client: Client,
+    channel: String,
+    messages: broadcast::Receiver<Message>,
+    connections: broadcast::Receiver<Server>,
+    is_subscribed: bool,
+}
+
+impl Listener {
+    /// The next message. Those that were said while Redis was away are lost.
+    pub async fn next(&mut self) -> String {
+        loop {
+            if !self.is_subscribed && self.client.is_connected() {
+                self.is_subscribed = self.client.subscribe(self.channel.as_str()).await.is_ok();
+            }
+            tokio::select! {
+                message = self.messages.recv() => if let Ok(Ok(text)) = message.map(|message| message.value.convert()) {
+                    return text;
+                },
+                _ = self.connections.recv() => self.is_subscribed = false,
+                () = tokio::time::sleep(RECONNECT_EVERY), if !self.is_subscribed => {}
+            }
+        }
     }
 }
 

@@ -76,7 +76,8 @@ impl Server {
         let (router, reporter) = router::router(&self.app).await?;
         let died = CancellationToken::new();
         let mut background = JoinSet::new();
-        background.spawn(supervise(Arc::clone(&self.app).follow_revocations(stop.clone()), stop.clone(), died.clone()));
+        background.spawn(supervise(Arc::clone(&self.app).follow_feed(stop.clone()), stop.clone(), died.clone()));
+        background.spawn(supervise(Arc::clone(&self.app).hear_replicas(stop.clone()), stop.clone(), died.clone()));
         background.spawn(supervise(Arc::clone(&self.app).deliver_outbox(stop.clone()), stop.clone(), died.clone()));
         background.spawn(supervise(Arc::clone(&self.app).keep_house(stop.clone()), stop.clone(), died.clone()));
         let health = health::follow_database(Arc::clone(&self.app), reporter, stop.clone());

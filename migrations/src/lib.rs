@@ -15,6 +15,7 @@ mod m0004_known_clients;
 mod m0005_list_indexes;
 mod m0006_outbox;
 mod m0007_sessions;
+mod m0008_feed;
 
 use std::collections::HashSet;
 
@@ -37,6 +38,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0005_list_indexes::Migration),
             Box::new(m0006_outbox::Migration),
             Box::new(m0007_sessions::Migration),
+            Box::new(m0008_feed::Migration),
         ]
     }
 }

@@ -54,17 +54,21 @@ fn profile_change(update: pb::UpdateMyProfileRequest, errors: &mut FieldErrors) 
 
 impl Api {
     fn reply(&self, call: &Call, visible: VisibleProfile) -> pb::Profile {
-        let roles = owned(visible.roles().display());
-        let VisibleProfile { user, profile, email, is_own } = visible;
+        let VisibleProfile { user, profile, is_own } = visible;
         pb::Profile {
             id: profile.id,
-            user: Some(pb::ProfileUser { id: user.id, email, first_name: user.first_name, last_name: user.last_name }),
+            roles: owned(user.roles().display()),
+            user: Some(pb::ProfileUser {
+                id: user.id,
+                email: user.email,
+                first_name: user.first_name,
+                last_name: user.last_name,
+            }),
             avatar: profile.avatar.map(|name| format!("{}/media/avatars/{name}", self.app.base_url(call))),
             bio: profile.bio,
             is_public: profile.is_public,
             timezone: profile.timezone,
             streak_visibility: is_own.then_some(profile.streak_visibility),
-            roles,
         }
     }
 }

@@ -6,12 +6,14 @@ use super::{Api, owned, parse, parse_as_user};
 use crate::{
     domain::{
         group::{Group, GroupName},
-        permission::{Permission, PermissionQuery},
         user_permission::UserPermissions,
         user_role::UserRoles,
     },
     error::{Error, FieldErrors, Resource},
-    model::role::Role,
+    model::{
+        permission::{Permission, PermissionQuery},
+        role::Role,
+    },
     pb::{self, role_service_server::RoleService},
 };
 
@@ -159,8 +161,9 @@ fn required_name(raw: Option<String>, errors: &mut FieldErrors) -> Option<GroupN
 }
 
 fn roles(of_user: UserRoles) -> pb::UserRoles {
-    let UserRoles { user, roles, permissions } = of_user;
-    pb::UserRoles { id: user.id, email: user.email, roles: owned(roles.display()), permissions: permissions.names() }
+    let UserRoles { user, permissions } = of_user;
+    let roles = owned(user.roles().display());
+    pb::UserRoles { id: user.id, email: user.email, roles, permissions: permissions.names() }
 }
 
 fn user_permissions(held: UserPermissions) -> pb::UserPermissions {

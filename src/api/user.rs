@@ -10,12 +10,12 @@ use crate::{
     domain::{
         account::{UserChange, UserField},
         caller::Call,
-        directory::{Filter, ListedUser, Ordering, PageSize, Position, Query, Search},
+        directory::{Filter, Ordering, PageSize, Position, Query, Search},
         registration::{AccountFlags, NewAccount},
-        user::{BatchIds, EmailAddress, PersonName, VisibleUser},
+        user::{BatchIds, EmailAddress, PersonName},
     },
     error::{Error, FieldErrors, Resource, Result},
-    model::role::Role,
+    model::{role::Role, user::User},
     pb::{self, user_service_server::UserService},
 };
 
@@ -36,7 +36,7 @@ impl UserService for Api {
             count: i64::try_from(page.count).unwrap_or(i64::MAX),
             next,
             previous,
-            results: page.users.into_iter().map(listed).collect(),
+            results: page.users.into_iter().map(reply).collect(),
             next_page_token: page.next_page_token.unwrap_or_default(),
         }))
     }
@@ -165,7 +165,7 @@ fn query_of(parameters: &[(String, String)], page: u64) -> String {
     format!("?{}", form_urlencoded::Serializer::new(String::new()).extend_pairs(all).finish())
 }
 
-fn listed(user: ListedUser) -> pb::User {
+fn reply(user: User) -> pb::User {
     pb::User {
         id: user.id,
         roles: owned(user.roles().display()),
@@ -177,25 +177,6 @@ fn listed(user: ListedUser) -> pb::User {
         is_freelancer: user.is_freelancer,
         is_seller: user.is_seller,
         is_moderator: user.is_moderator,
-        date_joined: Some(timestamp(user.date_joined)),
-        updated_at: Some(timestamp(user.updated_at)),
-    }
-}
-
-fn reply(visible: VisibleUser) -> pb::User {
-    let roles = owned(visible.roles().display());
-    let VisibleUser { user, email } = visible;
-    pb::User {
-        id: user.id,
-        email,
-        first_name: user.first_name,
-        last_name: user.last_name,
-        is_active: user.is_active,
-        is_verified: user.is_verified,
-        is_freelancer: user.is_freelancer,
-        is_seller: user.is_seller,
-        is_moderator: user.is_moderator,
-        roles,
         date_joined: Some(timestamp(user.date_joined)),
         updated_at: Some(timestamp(user.updated_at)),
     }

@@ -15,14 +15,14 @@ use crate::{
         event::UserEvent,
         letter::Letter,
         registration::{AccountFlags, NewAccount, or_email_taken},
-        user::{EmailAddress, PersonName, VisibleUser, greeting_name, search_texts},
+        user::{EmailAddress, PersonName, greeting_name, search_texts},
     },
     entity::{
         profile,
         user::{self, Column},
     },
     error::{Denial, Error, Result},
-    model::role::Roles,
+    model::{role::Roles, user::User},
 };
 
 /// What to change of a user; `None` stays as it is.
@@ -145,7 +145,7 @@ impl App {
         caller: Caller,
         new: NewAccount,
         flags: AccountFlags,
-    ) -> Result<VisibleUser> {
+    ) -> Result<User> {
         // Spare the hash. What decides is looked at again below.
         let known = user::Entity::find_by_id(caller.user_id).one(self.db.reader()).await?;
         if flags.name_an_admin() && !known.is_some_and(|user| user.is_superuser) {
@@ -165,7 +165,7 @@ impl App {
                 let user = tx.insert_user(&new.person, hash, flags).await?;
                 tx.audit(Event::UserCreated, Some(&call), user.id).await?;
                 tx.announce(UserEvent::Registered, &user).await?;
-                Ok(VisibleUser { email: user.email.clone(), user })
+                Ok(user.into())
             })
         })
         .await
@@ -182,9 +182,8 @@ impl App {
         caller: Caller,
         id: i64,
         change: UserChange,
-    ) -> Result<VisibleUser> {
-        let user = self.change_user(call, caller, id, |_| Ok(change)).await?;
-        Ok(VisibleUser { email: user.email.clone(), user })
+    ) -> Result<User> {
+        Ok(self.change_user(call, caller, id, |_| Ok(change)).await?.into())
     }
 
     /// Changes a user as `plan` says, which sees the row as it is.
@@ -277,7 +276,7 @@ impl App {
                 tx.forget_avatar_of(id).await?;
                 // Profile, sessions, codes, groups, permissions and avatar hang on the row, and go with it.
                 user::Entity::delete_by_id(id).exec(&tx.db).await?;
-                tx.doubt_tokens_of(id).await
+                tx.user_deleted(id).await
             })
         })
         .await
@@ -315,7 +314,7 @@ impl Transaction {
         after: &user::Model,
         differing: &[Column],
     ) -> Result<()> {
-        self.doubt_tokens_of(after.id).await?;
+        self.user_changed(after).await?;
         if before.is_active && !after.is_active {
             self.end_sessions(after.id, None).await?;
         }

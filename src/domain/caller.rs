@@ -14,14 +14,14 @@ use uuid::Uuid;
 
 use crate::{
     app::App,
-    entity::user,
     error::{AuthFailure, Error, Result},
+    feed::Verdict,
     model::{
         role::Roles,
         token::{self, VerifiedToken},
+        user::User,
     },
     random,
-    revocations::Verdict,
 };
 
 /// One call: where it comes from and, if it bears a good token, who makes it.
@@ -62,7 +62,7 @@ impl Caller {
     }
 
     /// Oneself, and whom the directory lists.
-    pub fn may_see(&self, user: &user::Model) -> bool {
+    pub fn may_see(&self, user: &User) -> bool {
         self.user_id == user.id || user.listed || self.sees_everyone()
     }
 }
@@ -94,7 +94,7 @@ impl App {
 
     /// The user who bears the access token of these claims.
     pub(super) async fn caller_of(&self, claims: &VerifiedToken) -> Result<Caller> {
-        match self.revocations.verdict(claims.session_id, claims.user_id, claims.issued_at)? {
+        match self.feed.verdict(claims.session_id, claims.user_id, claims.issued_at)? {
             Verdict::Ended => Err(Error::Unauthenticated(AuthFailure::SessionEnded)),
             Verdict::Unchanged => Ok(Caller {
                 user_id: claims.user_id,

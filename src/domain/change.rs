@@ -4,18 +4,24 @@ use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
+use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, QueryFilter, sea_query::Expr};
 use tracing::Instrument;
 
 use crate::{
     app::App,
+    cache,
     db::Tx,
+    entity::{counter, user},
     error::{Dependency, Error, Result},
-    revocations::Revocation,
+    feed::Entry,
 };
 
 /// How long a change may take once it has begun; longer, and its transaction is undone, unless its commit was already sent. Less than what the polls of the
 /// revocations read again, than the margin by which they doubt a token, and than what shutdown waits.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// By how much the clocks of two replicas may differ, and more.
+const CLOCKS_DIFFER: chrono::Duration = chrono::Duration::minutes(5);
 
 /// A transaction under way. What other parts of the service must learn of it is gathered here and told after the commit, so
 /// that no rule can forget it, and none tells of what was undone.
@@ -24,7 +30,8 @@ pub(super) struct Transaction {
     pub db: Tx,
     /// When it began: the time that all of it bears.
     pub now: DateTime<Utc>,
-    revocations: Vec<Revocation>,
+    /// What the feed gets.
+    entries: Vec<Entry>,
     has_posted: bool,
     replaced_avatar: Option<String>,
 }
@@ -33,19 +40,45 @@ impl Transaction {
     /// The sessions are over: their access tokens are worth nothing.
     pub async fn revoke_sessions(&mut self, ids: impl IntoIterator<Item = uuid::Uuid>) -> Result<()> {
         let expires_at = self.app.keys.last_access_expiry(self.now);
-        let ended: Vec<_> = ids.into_iter().map(|id| Revocation::of_session(id, self.now, expires_at)).collect();
-        self.revoke(ended).await
+        let ended = ids.into_iter().map(|id| Entry::of_session(id, self.now, expires_at)).collect();
+        self.tell(ended).await
     }
 
-    /// What the tokens that are out say of the user is no longer so.
-    pub async fn doubt_tokens_of(&mut self, user_id: i64) -> Result<()> {
-        let expires_at = self.app.keys.last_access_expiry(self.now);
-        self.revoke(vec![Revocation::of_user(user_id, self.now, expires_at)]).await
+    /// What tokens say of the user, and what is shown of it, is no longer so. This is the row as it is now.
+    pub async fn user_changed(&mut self, user: &user::Model) -> Result<()> {
+        self.tell(vec![Entry::of_user(user.id, user.version, self.now, self.outlives_all())]).await
     }
 
-    async fn revoke(&mut self, all: Vec<Revocation>) -> Result<()> {
-        Revocation::write_all(&all, &self.db).await?;
-        self.revocations.extend(all);
+    /// The same of a user who is no more.
+    pub async fn user_deleted(&mut self, id: i64) -> Result<()> {
+        self.tell(vec![Entry::of_deleted_user(id, self.now, self.outlives_all())]).await
+    }
+
+    /// What is shown of the user is no longer so, but what tokens say is. This is the row as it is now.
+    pub async fn account_changed(&mut self, user: &user::Model) -> Result<()> {
+        self.tell(vec![Entry::of_account(user.id, user.version, self.now, self.outlives_all())]).await
+    }
+
+    /// What a group brings its members is no longer so. Until the commit no other group changes in that.
+    pub async fn groups_changed(&mut self) -> Result<()> {
+        let counted = counter::Entity::update_many()
+            .col_expr(counter::Column::Value, Expr::col(counter::Column::Value).add(1))
+            .filter(counter::Column::Name.eq(counter::GROUPS))
+            .exec_with_returning(&self.db)
+            .await?;
+        let counted =
+            counted.into_iter().map(|row| Entry::of_groups(row.value, self.now, self.outlives_all())).collect();
+        self.tell(counted).await
+    }
+
+    /// When neither a token nor a cached value of before is left.
+    fn outlives_all(&self) -> DateTime<Utc> {
+        Ord::max(self.app.keys.last_access_expiry(self.now), self.now + cache::LIFETIME + CLOCKS_DIFFER)
+    }
+
+    async fn tell(&mut self, entries: Vec<Entry>) -> Result<()> {
+        Entry::write_all(&entries, &self.db).await?;
+        self.entries.extend(entries);
         Ok(())
     }
 
@@ -60,9 +93,10 @@ impl Transaction {
     }
 
     async fn commit(self) -> Result<()> {
-        let Self { app, db, revocations, has_posted, replaced_avatar, now: _ } = self;
+        let Self { app, db, entries, has_posted, replaced_avatar, now: _ } = self;
         db.commit().await?;
-        app.revocations.apply(&revocations);
+        app.feed.apply(&entries);
+        app.tell_replicas(entries);
         if has_posted {
             app.wake_outbox();
         }
@@ -96,7 +130,7 @@ impl App {
             app: Arc::clone(self),
             db: self.db.begin().await?,
             now,
-            revocations: Vec::new(),
+            entries: Vec::new(),
             has_posted: false,
             replaced_avatar: None,
         };

@@ -2,10 +2,9 @@
 
 use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
-use chrono::{DateTime, Utc};
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, DbBackend, DerivePartialModel, EntityTrait, ExprTrait, FromQueryResult,
-    Order, PartialModelTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, Value,
+    ColumnTrait, Condition, ConnectionTrait, DbBackend, EntityTrait, ExprTrait, FromQueryResult, Order,
+    PartialModelTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, Value,
     sea_query::{CommonTableExpression, Expr, Query as Sql, SelectStatement, UnionType},
 };
 use serde::{Deserialize, Serialize};
@@ -22,7 +21,7 @@ use crate::{
         user_group,
     },
     error::{Denial, Dependency, Error, Resource, Result},
-    model::role::{Role, Roles},
+    model::{role::Role, user::User},
 };
 
 const PAGE_SIZE: u64 = 20;
@@ -185,7 +184,7 @@ impl Key {
     }
 
     /// Where a user stands in the order by this key.
-    fn of(self, user: &ListedUser) -> KeyValue {
+    fn of(self, user: &User) -> KeyValue {
         match self {
             Self::Id => KeyValue::Number(user.id),
             Self::Email => KeyValue::Text(user.email_key.clone()),
@@ -216,7 +215,7 @@ impl KeyValue {
     fn into_sql(self, key: Key) -> Option<Value> {
         match (key, self) {
             (Key::Id, Self::Number(id)) => Some(id.into()),
-            (Key::DateJoined, Self::Number(micros)) => DateTime::from_timestamp_micros(micros).map(Into::into),
+            (Key::DateJoined, Self::Number(micros)) => chrono::DateTime::from_timestamp_micros(micros).map(Into::into),
             (Key::Email | Key::FirstName | Key::LastName, Self::Text(text)) => Some(text.into()),
             _ => None,
         }
@@ -253,41 +252,14 @@ impl Position {
 
 /// A part of the directory.
 pub struct Page {
-    pub users: Vec<ListedUser>,
+    /// Those whose address the caller may not see have its mask.
+    pub users: Vec<User>,
     /// How many users there are on all pages.
     pub count: u64,
     /// The page's number; `None` if it was asked for by a token.
     pub number: Option<NonZeroU64>,
     /// Where the next page begins; `None` at the end.
     pub next_page_token: Option<String>,
-}
-
-/// A user as the directory shows it.
-#[expect(clippy::struct_excessive_bools, reason = "the columns, as the Django service named them")]
-#[derive(DerivePartialModel)]
-#[sea_orm(entity = "user::Entity")]
-pub struct ListedUser {
-    pub id: i64,
-    /// The address, or its mask.
-    pub email: String,
-    email_key: String,
-    pub first_name: String,
-    pub last_name: String,
-    pub is_active: bool,
-    pub is_verified: bool,
-    pub is_freelancer: bool,
-    pub is_seller: bool,
-    pub is_moderator: bool,
-    is_staff: bool,
-    is_superuser: bool,
-    pub date_joined: DateTime<Utc>,
-    pub updated_at: DateTime<Utc>,
-}
-
-impl ListedUser {
-    pub fn roles(&self) -> Roles {
-        Roles::from_flags([self.is_freelancer, self.is_seller, self.is_moderator, self.is_staff || self.is_superuser])
-    }
 }
 
 /// What a caller may see of the directory.
@@ -351,7 +323,7 @@ impl App {
             (None, None) if number.is_some() => 0,
             (None, None) => self.count_users(&filter, view).await?,
         };
-        let users = rows.iter().map(|row| ListedUser::from_query_result(row, ""));
+        let users = rows.iter().map(|row| User::from_query_result(row, ""));
         let mut users: Vec<_> = users.collect::<Result<_, _>>()?;
 
         let has_next = users.len() as u64 > size;
@@ -384,7 +356,7 @@ impl App {
     }
 
     /// Where `user` stands in `list`, for nobody to read or to change, and good for this list alone.
-    fn page_token(&self, list: &str, user: &ListedUser, ordering: &Ordering) -> Result<String> {
+    fn page_token(&self, list: &str, user: &User, ordering: &Ordering) -> Result<String> {
         let keys: Vec<_> = ordering.terms.iter().map(|term| term.key.of(user)).collect();
         self.page_seal.close(list.as_bytes(), serde_json::to_vec(&keys).map_err(Error::internal)?)
     }
@@ -443,7 +415,7 @@ impl Filter {
         let columns: Vec<_> = [Column::Id].into_iter().chain(keys).collect();
         let mut all = Sql::select();
         all.columns(columns.clone()).from(user::Entity).cond_where(self.condition(view, backend));
-        let mut page = ListedUser::select_cols(user::Entity::find().select_only());
+        let mut page = User::select_cols(user::Entity::find().select_only());
         if is_collected {
             let collected = Sql::select().columns(columns).from("found").take();
             let found = std::mem::replace(&mut all, collected);

@@ -17,10 +17,11 @@ use crate::{
         authority::Authority,
         caller::{Call, Caller},
         change::Transaction,
-        permission::{self as rules, MAX_PERMISSIONS, Permission},
+        permission::{self as rules, MAX_PERMISSIONS},
     },
     entity::{group, group_permission, permission, user_group},
     error::{Conflict, Error, Resource, Result},
+    model::permission::Permission,
 };
 
 const NAME_MAX_CHARS: usize = 150;
@@ -144,6 +145,7 @@ impl App {
                 let (authority, group) = tx.lock_group_for(&caller, id).await?;
                 group.require_changeable_by(authority)?;
                 group::Entity::delete_by_id(id).exec(&tx.db).await?;
+                tx.groups_changed().await?;
                 tx.audit_at_large(Event::GroupDeleted(group.name), &call).await?;
                 Ok(())
             })
@@ -175,6 +177,7 @@ impl App {
                     group_permission::Entity::insert(group_permission::ActiveModel::from(row))
                         .exec_without_returning(&tx.db)
                         .await?;
+                    tx.groups_changed().await?;
                     let event =
                         Event::GroupPermissionAdded { group: group.name.clone(), permission: permission.to_string() };
                     tx.audit_at_large(event, &call).await?;
@@ -210,6 +213,7 @@ impl App {
                     .filter(group_permission::Column::PermissionId.in_subquery(rules::id_query(&permission)))
                     .exec(&tx.db)
                     .await?;
+                tx.groups_changed().await?;
                 let event = Event::GroupPermissionRemoved { group: group.name, permission: permission.to_string() };
                 tx.audit_at_large(event, &call).await?;
                 Ok(())

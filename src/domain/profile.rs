@@ -13,7 +13,7 @@ use crate::{
     },
     entity::{profile, user},
     error::{AuthFailure, Error, Result},
-    model::role::Roles,
+    model::user::{Profile, User},
 };
 
 pub const BIO_MAX_CHARS: usize = 1000;
@@ -95,22 +95,11 @@ pub struct ProfileChange {
 /// A profile as somebody may see it.
 #[derive(Debug, Clone)]
 pub struct VisibleProfile {
-    pub user: user::Model,
-    pub profile: profile::Model,
-    /// The address, or its mask.
-    pub email: String,
+    /// With the address, or its mask.
+    pub user: User,
+    pub profile: Profile,
     /// It is the caller's own.
     pub is_own: bool,
-}
-
-impl VisibleProfile {
-    pub fn roles(&self) -> Roles {
-        Roles::of(&self.user)
-    }
-
-    fn own(user: user::Model, profile: profile::Model) -> Self {
-        Self { email: user.email.clone(), user, profile, is_own: true }
-    }
 }
 
 impl App {
@@ -119,10 +108,9 @@ impl App {
     /// # Errors
     /// `Unauthenticated` if the account is gone.
     pub async fn my_profile(&self, caller: &Caller) -> Result<VisibleProfile> {
-        let found = self.user_with_profile(caller.user_id).await?;
-        // The account went while the token was on its way.
-        let (user, profile) = found.ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))?;
-        Ok(VisibleProfile::own(user, profile))
+        // None: the account went while the token was on its way.
+        let found = self.account(caller.user_id).await?.ok_or(Error::Unauthenticated(AuthFailure::SessionEnded))?;
+        Ok(VisibleProfile { user: found.user.clone(), profile: found.profile.clone(), is_own: true })
     }
 
     /// The profile of the user with this id, as `caller` may see it; `None` where there is none, or none to be seen.
@@ -130,12 +118,11 @@ impl App {
     /// # Errors
     /// `Unavailable` if the database is away.
     pub async fn get_profile(&self, caller: &Caller, user_id: i64) -> Result<Option<VisibleProfile>> {
-        let found = self.user_with_profile(user_id).await?;
-        Ok(found.filter(|(user, _)| caller.may_see(user)).map(|(user, profile)| VisibleProfile {
-            email: self.email_for(caller, &user).into_owned(),
-            is_own: caller.user_id == user.id,
-            user,
-            profile,
+        let found = self.account(user_id).await?;
+        Ok(found.filter(|found| caller.may_see(&found.user)).map(|found| VisibleProfile {
+            user: self.shown_to(caller, found.user.clone()),
+            profile: found.profile.clone(),
+            is_own: caller.user_id == user_id,
         }))
     }
 
@@ -188,14 +175,10 @@ impl App {
                     update = update.col_expr(profile::Column::Avatar, Expr::value(new.map(|Avatar { name, .. }| name)));
                 }
                 let profile = update.exec_with_returning(&tx.db).await?.pop().ok_or(gone)?;
-                Ok(VisibleProfile::own(user, profile))
+                tx.account_changed(&user).await?;
+                Ok(VisibleProfile { user: user.into(), profile: profile.into(), is_own: true })
             })
         })
         .await
-    }
-
-    async fn user_with_profile(&self, user_id: i64) -> Result<Option<(user::Model, profile::Model)>> {
-        let found = user::Entity::find_by_id(user_id).find_also_related(profile::Entity).one(self.db.reader()).await?;
-        Ok(found.and_then(|(user, profile)| Some((user, profile?))))
     }
 }

@@ -17,7 +17,6 @@ use crate::{
         caller::{Call, Caller},
         change::Transaction,
         known_client::remember_client,
-        permission::{Permissions, granted},
         user::EmailAddress,
     },
     entity::{
@@ -27,6 +26,7 @@ use crate::{
     error::{AuthFailure, Error, Resource, Result},
     model::{
         password::{Password, Verdict},
+        permission::Permissions,
         role::Roles,
         token::{self, TokenPair, VerifiedToken},
     },
@@ -217,8 +217,8 @@ impl App {
                 verified.is_verified = user.is_verified;
             }
         }
-        let granted = granted(self.db.reader(), verified.user_id).await?;
-        let permissions = Permissions::of_roles(verified.roles, granted);
+        let granted = self.account(verified.user_id).await?.map(|account| account.granted.clone());
+        let permissions = Permissions::of_roles(verified.roles, granted.unwrap_or_default());
         Ok((verified, permissions))
     }
 }

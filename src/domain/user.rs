@@ -1,13 +1,19 @@
 //! Users: the types of their fields, and who may see one.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::{collections::HashMap, sync::Arc};
 
 use icu_casemap::CaseMapper;
 use icu_normalizer::ComposingNormalizerBorrowed;
-use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
+use sea_orm::{ColumnTrait, DerivePartialModel, EntityTrait, QueryFilter};
 
 use crate::{
-    app::App, config::DirectoryEmails, domain::caller::Caller, entity::user, error::Result, model::role::Roles,
+    app::App,
+    cache::Versioned,
+    config::DirectoryEmails,
+    domain::{caller::Caller, permission::granted},
+    entity::{counter, profile, user},
+    error::{Error, Result},
+    model::user::{Account, Profile, User},
 };
 
 pub const EMAIL_MAX_CHARS: usize = 254;
@@ -168,33 +174,47 @@ impl BatchIds {
     }
 }
 
-/// A user as a caller may see it.
-#[derive(Debug, Clone)]
-pub struct VisibleUser {
-    pub user: user::Model,
-    /// The address, or its mask.
-    pub email: String,
-}
-
-impl VisibleUser {
-    pub fn roles(&self) -> Roles {
-        Roles::of(&self.user)
-    }
+#[derive(DerivePartialModel)]
+#[sea_orm(entity = "user::Entity")]
+struct Shown {
+    #[sea_orm(nested)]
+    user: User,
+    #[sea_orm(nested)]
+    profile: Profile,
 }
 
 impl App {
+    /// All that is shown of the user with this id, from the cache where it is not outdated; `None` where there is none.
+    ///
+    /// # Errors
+    /// `Unavailable` if the database is away.
+    pub(super) async fn account(&self, id: i64) -> Result<Option<Arc<Account>>> {
+        let now = self.clock.now();
+        self.accounts.get(id, &self.feed, now, || self.read_account(id)).await
+    }
+
+    /// The same, from the database. The versions are read before or with what they stand for: it may be newer than they say, and
+    /// never older.
+    async fn read_account(&self, id: i64) -> Result<Option<Versioned<Account>>> {
+        let db = self.db.reader();
+        let read_at = self.clock.now();
+        let groups = counter::Entity::find_by_id(counter::GROUPS).one(db).await?;
+        let groups = groups.ok_or_else(|| Error::internal("the counter of groups is not there"))?;
+        let shown = user::Entity::find_by_id(id).inner_join(profile::Entity).into_partial_model::<Shown>();
+        let Some(Shown { user, profile }) = shown.one(db).await? else { return Ok(None) };
+        let granted = granted(db, id).await?;
+        let version = user.version;
+        let value = Account { user, profile, granted };
+        Ok(Some(Versioned { version, groups_version: groups.value, read_at, value }))
+    }
+
     /// The user with this id as `caller` may see it; `None` where there is none, or none that the caller may see.
     ///
     /// # Errors
     /// `Unavailable` if the database is away.
-    pub async fn get_user(&self, caller: &Caller, id: i64) -> Result<Option<VisibleUser>> {
-        let found = user::Entity::find_by_id(id).one(self.db.reader()).await?;
-        let Some(user) = found else { return Ok(None) };
-        if !caller.may_see(&user) {
-            return Ok(None);
-        }
-        let email = self.email_for(caller, &user).into_owned();
-        Ok(Some(VisibleUser { user, email }))
+    pub async fn get_user(&self, caller: &Caller, id: i64) -> Result<Option<User>> {
+        let found = self.account(id).await?;
+        Ok(found.filter(|found| caller.may_see(&found.user)).map(|found| self.shown_to(caller, found.user.clone())))
     }
 
     /// The users with these ids, in their order and each once; those that are not there, or that `caller` may not see, are left
@@ -202,13 +222,13 @@ impl App {
     ///
     /// # Errors
     /// `Unavailable` if the database is away.
-    pub async fn batch_get_users(&self, caller: &Caller, ids: &BatchIds) -> Result<Vec<VisibleUser>> {
+    pub async fn batch_get_users(&self, caller: &Caller, ids: &BatchIds) -> Result<Vec<User>> {
         let found = user::Entity::find().filter(user::Column::Id.is_in(ids.0.iter().copied()));
-        let mut found: HashMap<i64, user::Model> =
-            found.all(self.db.reader()).await?.into_iter().map(|user| (user.id, user)).collect();
+        let found = found.into_partial_model::<User>().all(self.db.reader()).await?;
+        let mut found: HashMap<i64, User> = found.into_iter().map(|user| (user.id, user)).collect();
         let in_order = ids.0.iter().filter_map(|id| found.remove(id));
         let visible = in_order.filter(|user| caller.may_see(user));
-        Ok(visible.map(|user| VisibleUser { email: self.email_for(caller, &user).into_owned(), user }).collect())
+        Ok(visible.map(|user| self.shown_to(caller, user)).collect())
     }
 
     /// Whether `caller` may see the addresses of others.
@@ -216,9 +236,11 @@ impl App {
         caller.sees_everyone() || self.config.accounts.directory_emails == DirectoryEmails::Full
     }
 
-    /// The user's address, masked where `caller` may not see it.
-    pub fn email_for<'a>(&self, caller: &Caller, user: &'a user::Model) -> Cow<'a, str> {
-        let in_full = caller.user_id == user.id || self.sees_emails(caller);
-        if in_full { Cow::Borrowed(&user.email) } else { Cow::Owned(EmailAddress::mask(&user.email)) }
+    /// The user with the address masked where `caller` may not see it.
+    pub(super) fn shown_to(&self, caller: &Caller, mut user: User) -> User {
+        if caller.user_id != user.id && !self.sees_emails(caller) {
+            user.email = EmailAddress::mask(&user.email);
+        }
+        user
     }
 }

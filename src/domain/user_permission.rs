@@ -17,12 +17,14 @@ use crate::{
         change::Transaction,
         event::UserEvent,
         group::{self, Group},
-        permission::{
-            MAX_PERMISSIONS, Permission, PermissionQuery, Permissions, id_of, id_query, named, permissions_of,
-        },
+        permission::{MAX_PERMISSIONS, granted, id_of, id_query, named},
     },
     entity::{permission, user, user_group, user_permission},
     error::{Conflict, Denial, Error, Resource, Result},
+    model::{
+        permission::{Permission, PermissionQuery, Permissions},
+        user::{Account, User},
+    },
 };
 
 /// What a user may do, and where it comes from.
@@ -39,8 +41,8 @@ impl App {
     /// # Errors
     /// `PermissionDenied`; `NotFound`.
     pub async fn get_user_permissions(&self, caller: &Caller, user_id: i64) -> Result<UserPermissions> {
-        let user = self.get_for_oneself_or_admin(caller, user_id).await?;
-        user_permissions(self.db.reader(), &user).await
+        let account = self.account_for_oneself_or_admin(caller, user_id).await?;
+        user_permissions(self.db.reader(), &account.user).await
     }
 
     /// Whether the user has the permission: for oneself and admins to ask. A superuser has all, an inactive user none.
@@ -48,21 +50,19 @@ impl App {
     /// # Errors
     /// `PermissionDenied`; `NotFound`.
     pub async fn check_permission(&self, caller: &Caller, user_id: i64, asked: &PermissionQuery) -> Result<bool> {
-        let user = self.get_for_oneself_or_admin(caller, user_id).await?;
-        let permissions = permissions_of(self.db.reader(), &user).await?;
+        let permissions = self.account_for_oneself_or_admin(caller, user_id).await?.permissions();
         Ok(match asked {
             PermissionQuery::One(permission) => permissions.has_perm(permission),
             PermissionQuery::AnyOf(app) => permissions.has_module_perms(app),
         })
     }
 
-    /// The user, for oneself and admins. For others it is the same whether there is one or not.
-    pub(super) async fn get_for_oneself_or_admin(&self, caller: &Caller, user_id: i64) -> Result<user::Model> {
+    /// The account, for oneself and admins. For others it is the same whether there is one or not.
+    pub(super) async fn account_for_oneself_or_admin(&self, caller: &Caller, user_id: i64) -> Result<Arc<Account>> {
         if caller.user_id != user_id && !caller.roles.is_admin() {
             return Err(Error::PermissionDenied(Denial::Role));
         }
-        let user = user::Entity::find_by_id(user_id).one(self.db.reader()).await?;
-        user.ok_or(Error::NotFound(Resource::User))
+        self.account(user_id).await?.ok_or(Error::NotFound(Resource::User))
     }
 
     /// Gives the user a permission, and returns all that it holds. One that is held directly already is fine.
@@ -96,7 +96,7 @@ impl App {
                     tx.audit(event, Some(&call), user_id).await?;
                     tx.tell_of_permissions(user_id).await?;
                 }
-                user_permissions(&tx.db, &user).await
+                user_permissions(&tx.db, &user.into()).await
             })
         })
         .await
@@ -161,7 +161,7 @@ impl App {
                     tx.audit(Event::GroupMemberAdded(group.name), Some(&call), user_id).await?;
                     tx.tell_of_permissions(user_id).await?;
                 }
-                user_permissions(&tx.db, &user).await
+                user_permissions(&tx.db, &user.into()).await
             })
         })
         .await
@@ -206,13 +206,14 @@ impl Transaction {
             .await?;
         for user in &touched {
             self.announce(UserEvent::RolesChanged, user).await?;
+            self.account_changed(user).await?;
         }
         Ok(())
     }
 }
 
 /// What the user may do, and where it comes from.
-async fn user_permissions(db: &impl ConnectionTrait, user: &user::Model) -> Result<UserPermissions> {
+async fn user_permissions(db: &impl ConnectionTrait, user: &User) -> Result<UserPermissions> {
     let of_user = user_permission::Entity::find()
         .select_only()
         .column(user_permission::Column::PermissionId)
@@ -223,7 +224,7 @@ async fn user_permissions(db: &impl ConnectionTrait, user: &user::Model) -> Resu
         user_id: user.id,
         groups: group::groups_of(db, user.id).await?,
         direct,
-        all: permissions_of(db, user).await?,
+        all: Permissions::of(user, granted(db, user.id).await?),
     })
 }
 

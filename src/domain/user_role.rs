@@ -7,17 +7,20 @@ use crate::{
     domain::{
         account::UserChange,
         caller::{Call, Caller},
-        permission::{Permissions, permissions_of},
+        permission::granted,
     },
     entity::user,
     error::{Error, Resource, Result},
-    model::role::{Role, Roles},
+    model::{
+        permission::Permissions,
+        role::{Role, Roles},
+        user::User,
+    },
 };
 
 /// A user's roles, and what they and all else allow.
 pub struct UserRoles {
-    pub user: user::Model,
-    pub roles: Roles,
+    pub user: User,
     pub permissions: Permissions,
 }
 
@@ -27,8 +30,8 @@ impl App {
     /// # Errors
     /// `PermissionDenied`; `NotFound`.
     pub async fn get_user_roles(&self, caller: &Caller, id: i64) -> Result<UserRoles> {
-        let user = self.get_for_oneself_or_admin(caller, id).await?;
-        self.roles_of(user).await
+        let account = self.account_for_oneself_or_admin(caller, id).await?;
+        Ok(UserRoles { user: account.user.clone(), permissions: account.permissions() })
     }
 
     /// Gives the user a role. One that is held already is fine.
@@ -42,8 +45,9 @@ impl App {
         id: i64,
         role: Role,
     ) -> Result<UserRoles> {
-        let user = self.change_user(call, caller, id, move |_| Ok(given(role))).await?;
-        self.roles_of(user).await
+        let user = User::from(self.change_user(call, caller, id, move |_| Ok(given(role))).await?);
+        let granted = granted(self.db.reader(), user.id).await?;
+        Ok(UserRoles { permissions: Permissions::of(&user, granted), user })
     }
 
     /// Takes a role from the user.
@@ -62,11 +66,6 @@ impl App {
         };
         self.change_user(call, caller, id, plan).await?;
         Ok(())
-    }
-
-    async fn roles_of(&self, user: user::Model) -> Result<UserRoles> {
-        let permissions = permissions_of(self.db.reader(), &user).await?;
-        Ok(UserRoles { roles: Roles::of(&user), user, permissions })
     }
 }
 

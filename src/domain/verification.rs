@@ -209,9 +209,9 @@ impl Transaction {
             .await?;
         for user in &verified {
             self.announce(UserEvent::Verified, user).await?;
+            // The tokens that are out say that the address is not verified.
+            self.user_changed(user).await?;
         }
-        // The tokens that are out say that the address is not verified.
-        self.doubt_tokens_of(owner.id).await?;
         self.audit(Event::EmailVerified, Some(call), owner.id).await?;
         Ok(true)
     }

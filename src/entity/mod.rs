@@ -5,6 +5,7 @@
 
 pub mod audit_event;
 pub mod avatar;
+pub mod counter;
 pub mod group;
 pub mod group_permission;
 pub mod known_client;

@@ -1,4 +1,4 @@
-//! Access tokens that stop being good before they run out.
+//! The feed of what changed, see `feed.rs`. The table has its name from access tokens that stop being good before they run out.
 
 use chrono::{DateTime, Utc};
 use sea_orm::entity::prelude::*;
@@ -10,6 +10,10 @@ pub enum Kind {
     Session = 1,
     /// The user of `user_id` was deactivated, deleted, or given other roles: to be looked up.
     UserChanged = 2,
+    /// Something else that is shown of the user of `user_id` changed.
+    AccountChanged = 3,
+    /// What groups bring their members changed.
+    GroupsChanged = 4,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
@@ -20,8 +24,10 @@ pub struct Model {
     pub kind: Kind,
     pub session_id: Option<Uuid>,
     pub user_id: Option<i64>,
+    /// Of the user, or of all groups.
+    pub version: Option<i64>,
     pub created_at: DateTime<Utc>,
-    /// No access token that the row concerns lives longer.
+    /// No access token or cached value that the row concerns lives longer.
     pub expires_at: DateTime<Utc>,
 }
 

@@ -1,6 +1,6 @@
 //! Who may call what: every rpc of the contract, tried on both faces by everyone that there is.
 
-use identity::{entity::user, revocations::Revocation};
+use identity::{entity::user, feed::Entry};
 use sea_orm::{ActiveModelTrait, ActiveValue::Set, EntityTrait};
 use serde_json::{Value, json};
 
@@ -254,11 +254,12 @@ impl<'a> Cast<'a> {
         let tx = app.db.begin().await.unwrap();
         let mut row: user::ActiveModel = user::Entity::find_by_id(id).one(&tx).await.unwrap().unwrap().into();
         change(&mut row);
-        row.update(&tx).await.unwrap();
-        let changed = [Revocation::of_user(id, now, now + chrono::Duration::hours(1))];
-        Revocation::write_all(&changed, &tx).await.unwrap();
+        row.version = Set(row.version.take().unwrap() + 1);
+        let row = row.update(&tx).await.unwrap();
+        let changed = [Entry::of_user(id, row.version, now, now + chrono::Duration::hours(1))];
+        Entry::write_all(&changed, &tx).await.unwrap();
         tx.commit().await.unwrap();
-        app.revocations.apply(&changed);
+        app.feed.apply(&changed);
     }
 
     async fn new_subject(&mut self) -> (Actor, [i64; 2]) {

@@ -17,6 +17,7 @@ const LAYERS: [&[&str]; 8] = [
     &["app"],
     &[
         "avatar_store",
+        "cache",
         "db",
         "entity",
         "hash_pool",
@@ -26,7 +27,7 @@ const LAYERS: [&[&str]; 8] = [
         "notifier",
         "redis",
         "places",
-        "revocations",
+        "feed",
         "seal",
     ],
     &["clock", "config", "error", "random"],

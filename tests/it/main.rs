@@ -17,6 +17,7 @@ mod bad_input;
 mod cli;
 mod config;
 mod conformance;
+mod db;
 mod directory;
 mod events;
 mod examples;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use identity::{
     entity::user::Column,
-    revocations::{Revocation, Revocations, Verdict},
+    feed::{Entry, Feed, Verdict},
 };
 use sea_orm::ConnectionTrait;
 use serde_json::{Value, json};
@@ -102,9 +102,9 @@ async fn a_row_that_is_committed_late_is_not_overlooked() {
     let until = service.app.keys.last_access_expiry(now);
 
     let slow = service.app.db.begin().await.unwrap();
-    Revocation::write_all(&[Revocation::of_session(session(&late), now, until)], &slow).await.unwrap();
+    Entry::write_all(&[Entry::of_session(session(&late), now, until)], &slow).await.unwrap();
     let quick = service.app.db.begin().await.unwrap();
-    Revocation::write_all(&[Revocation::of_session(session(&early), now, until)], &quick).await.unwrap();
+    Entry::write_all(&[Entry::of_session(session(&early), now, until)], &quick).await.unwrap();
     quick.commit().await.unwrap();
     let (early, late) = (early.at(replica.address), late.at(replica.address));
     within_a_second(async || looked_into(&early, Face::Rest).await == Err(401)).await;
@@ -156,10 +156,10 @@ async fn a_poll_reads_neither_rows_that_ran_out_nor_those_that_were_read_long_ag
         let yesterday = now - chrono::Duration::days(1);
         let tx = db.begin().await.unwrap();
         for (user, changed_at, expires_at) in [(1, long_ago, in_an_hour), (2, now, yesterday), (3, now, in_an_hour)] {
-            Revocation::write_all(&[Revocation::of_user(user, changed_at, expires_at)], &tx).await.unwrap();
+            Entry::write_all(&[Entry::of_user(user, 2, changed_at, expires_at)], &tx).await.unwrap();
         }
         tx.commit().await.unwrap();
-        let feed = Revocations::load(db, &service.clock).await.unwrap();
+        let feed = Feed::load(db, &service.clock).await.unwrap();
         let changed =
             |users: [i64; 3]| users.map(|user| feed.verdict(Uuid::nil(), user, long_ago).unwrap() == Verdict::Changed);
         assert_eq!(changed([1, 2, 3]), [true, false, true]);
@@ -205,9 +205,9 @@ async fn a_token_made_while_the_change_may_have_been_under_way_is_doubted() {
         service.clock.advance(chrono::Duration::seconds(8));
         let before_its_end = service.login("user@example.com").await;
         let tx = service.app.db.begin().await.unwrap();
-        tx.execute_unprepared("UPDATE users SET is_moderator = true").await.unwrap();
+        tx.execute_unprepared("UPDATE users SET is_moderator = true, version = 2").await.unwrap();
         tx.commit().await.unwrap();
-        service.app.revocations.apply(&[Revocation::of_user(id, changed_at, until)]);
+        service.app.feed.apply(&[Entry::of_user(id, 2, changed_at, until)]);
         let token = json!({ "token": before_its_end.access_token });
         let told = before_its_end.call(Face::Rest, "AuthService.VerifyToken", token).await.expect(200);
         assert_eq!(told["roles"], json!(["User", "Moderator"]));
@@ -225,12 +225,12 @@ async fn a_row_that_became_visible_while_nobody_could_poll_is_read_afterwards() 
     let (db, now) = (&service.app.db, service.clock.now());
     let until = service.app.keys.last_access_expiry(now);
     let (overtaken, overtaking) = (Uuid::from_u128(1), Uuid::from_u128(2));
-    let feed = Revocations::load(db, &service.clock).await.unwrap();
+    let feed = Feed::load(db, &service.clock).await.unwrap();
 
     let slow = db.begin().await.unwrap();
-    Revocation::write_all(&[Revocation::of_session(overtaken, now, until)], &slow).await.unwrap();
+    Entry::write_all(&[Entry::of_session(overtaken, now, until)], &slow).await.unwrap();
     let quick = db.begin().await.unwrap();
-    Revocation::write_all(&[Revocation::of_session(overtaking, now, until)], &quick).await.unwrap();
+    Entry::write_all(&[Entry::of_session(overtaking, now, until)], &quick).await.unwrap();
     quick.commit().await.unwrap();
     feed.poll(db, &service.clock).await.unwrap();
     assert_eq!(feed.verdict(overtaking, 1, now).unwrap(), Verdict::Ended);

@@ -2,10 +2,10 @@
 
 use identity::{
     entity::user::{self, Column},
-    revocations::Revocation,
+    feed::Entry,
 };
 use reqwest::Method;
-use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, sea_query::Expr};
+use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, QueryFilter, sea_query::Expr};
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -24,15 +24,18 @@ pub fn user_id(actor: &Actor) -> i64 {
 pub async fn set_flags(service: &Service, user_id: i64, flags: &[(Column, bool)]) {
     let now = service.clock.now();
     let tx = service.app.db.begin().await.unwrap();
-    let mut update = user::Entity::update_many().filter(Column::Id.eq(user_id));
+    let mut update = user::Entity::update_many()
+        .col_expr(Column::Version, Expr::col(Column::Version).add(1))
+        .filter(Column::Id.eq(user_id));
     for (column, value) in flags {
         update = update.col_expr(*column, Expr::value(*value));
     }
-    assert_eq!(update.exec(&tx).await.unwrap().rows_affected, 1, "there is no user {user_id}");
-    let changed = [Revocation::of_user(user_id, now, service.app.keys.last_access_expiry(now))];
-    Revocation::write_all(&changed, &tx).await.unwrap();
+    let user =
+        update.exec_with_returning(&tx).await.unwrap().pop().unwrap_or_else(|| panic!("there is no user {user_id}"));
+    let changed = [Entry::of_user(user_id, user.version, now, service.app.keys.last_access_expiry(now))];
+    Entry::write_all(&changed, &tx).await.unwrap();
     tx.commit().await.unwrap();
-    service.app.revocations.apply(&changed);
+    service.app.feed.apply(&changed);
 }
 
 async fn get(actor: &Actor, face: Face, id: i64) -> Outcome {

@@ -1,8 +1,9 @@
-//! The feed of what changed since access tokens were made: sessions that ended, users who changed.
+//! The feed of what changed: sessions that ended, users who are other than tokens or the cache say.
 //!
-//! A token is let in without asking the database. So each such change writes a row in its own transaction, and every
-//! replica holds the rows of the last access token's lifetime in memory: it applies its own at once, and polls for those
-//! of others. A replica that can't poll lets nobody in, rather than somebody who was locked out.
+//! A token is let in, and a user shown, without asking the database. So each such change writes a row in its own
+//! transaction, and every replica holds in memory the rows of as long a time as a token or a cached value lives: it applies its own
+//! at once, is told those of others through Redis where there is one, and polls for them in any case. A replica that can't
+//! poll lets nobody in, rather than somebody who was locked out.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,7 +15,8 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, Iterable, QueryFilter, QueryOrder, QuerySelect};
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -25,46 +27,77 @@ use crate::{
     error::{Dependency, Error, Result},
 };
 
+/// The version of a user who was deleted: higher than any.
+const DELETED: i64 = i64::MAX;
+
 /// How often the rows of others are asked for. With the time of a poll, "everywhere within a second" follows.
 pub const POLL_EVERY: Duration = Duration::from_millis(500);
 /// How long an answer of the database may take.
 const POLL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the last answer can be trusted.
 const STALE_AFTER: Duration = Duration::from_secs(5);
+/// How long it can be trusted by the cache, which has another way: the database.
+const CACHE_STALE_AFTER: Duration = Duration::from_secs(2);
 /// How far back each poll reads again: a row can become visible after rows with higher ids, but no change lasts so long.
 const OVERLAP: Duration = Duration::from_secs(10);
 /// Tokens issued so long after a change bears its time are still doubted: a change may take 8 s, until whose end others read
 /// what was before; and the clocks of two replicas may be 5 s apart.
 const DOUBT: chrono::Duration = chrono::Duration::seconds(13);
-/// How many rows one statement writes: each has five values, and a store takes some ten thousand.
+/// How many rows one statement writes: each has six values, and a store takes some ten thousand.
 const ROWS_AT_ONCE: usize = 1000;
 /// How often rows that ran out are forgotten.
 const FORGET_EVERY: Duration = Duration::from_mins(1);
 
 /// One entry of the feed.
-#[derive(Debug, Clone, Copy)]
-pub struct Revocation {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
     subject: Subject,
     changed_at: DateTime<Utc>,
-    /// No access token that this concerns lives longer.
+    /// No token or cached value that this concerns lives longer.
     expires_at: DateTime<Utc>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Subject {
     Session(Uuid),
-    User(i64),
+    User { id: i64, version: i64 },
+    Account { id: i64, version: i64 },
+    Groups { version: i64 },
 }
 
-impl Revocation {
+impl Entry {
     /// The session is over.
     pub fn of_session(id: Uuid, now: DateTime<Utc>, expires_at: DateTime<Utc>) -> Self {
         Self { subject: Subject::Session(id), changed_at: now, expires_at }
     }
 
-    /// The user's roles, address or standing changed: what a token says of it must be looked up.
-    pub fn of_user(id: i64, now: DateTime<Utc>, expires_at: DateTime<Utc>) -> Self {
-        Self { subject: Subject::User(id), changed_at: now, expires_at }
+    /// The user's roles, address or standing changed: what a token says of it must be looked up, and what is cached of it is no
+    /// longer so, if its version is lower.
+    pub fn of_user(id: i64, version: i64, now: DateTime<Utc>, expires_at: DateTime<Utc>) -> Self {
+        Self { subject: Subject::User { id, version }, changed_at: now, expires_at }
+    }
+
+    /// The user is gone.
+    pub fn of_deleted_user(id: i64, now: DateTime<Utc>, expires_at: DateTime<Utc>) -> Self {
+        Self::of_user(id, DELETED, now, expires_at)
+    }
+
+    /// Of the user something else that is shown changed: tokens say nothing of it, but the cache does.
+    pub fn of_account(id: i64, version: i64, now: DateTime<Utc>, expires_at: DateTime<Utc>) -> Self {
+        Self { subject: Subject::Account { id, version }, changed_at: now, expires_at }
+    }
+
+    /// What groups bring their members changed; `version` counts these changes.
+    pub fn of_groups(version: i64, now: DateTime<Utc>, expires_at: DateTime<Utc>) -> Self {
+        Self { subject: Subject::Groups { version }, changed_at: now, expires_at }
+    }
+
+    /// The user whose cached value is outdated, and the version from which on it is not.
+    pub fn outdated(&self) -> Option<(i64, i64)> {
+        match self.subject {
+            Subject::User { id, version } | Subject::Account { id, version } => Some((id, version)),
+            Subject::Session(_) | Subject::Groups { .. } => None,
+        }
     }
 
     /// Writes a row for each, within the transaction of the change.
@@ -73,21 +106,24 @@ impl Revocation {
     /// `Unavailable` if the database is away.
     pub async fn write_all(all: &[Self], tx: &Tx) -> Result<()> {
         for some in all.chunks(ROWS_AT_ONCE) {
-            let rows = some.iter().map(|revocation| revocation.row());
+            let rows = some.iter().map(|entry| entry.row());
             revocation::Entity::insert_many(rows).exec_without_returning(tx).await?;
         }
         Ok(())
     }
 
     fn row(self) -> revocation::ActiveModel {
-        let (kind, session_id, user_id) = match self.subject {
-            Subject::Session(id) => (Kind::Session, Some(id), None),
-            Subject::User(id) => (Kind::UserChanged, None, Some(id)),
+        let (kind, session_id, user_id, version) = match self.subject {
+            Subject::Session(id) => (Kind::Session, Some(id), None, None),
+            Subject::User { id, version } => (Kind::UserChanged, None, Some(id), Some(version)),
+            Subject::Account { id, version } => (Kind::AccountChanged, None, Some(id), Some(version)),
+            Subject::Groups { version } => (Kind::GroupsChanged, None, None, Some(version)),
         };
         revocation::ActiveModel {
             kind: Set(kind),
             session_id: Set(session_id),
             user_id: Set(user_id),
+            version: Set(version),
             created_at: Set(self.changed_at),
             expires_at: Set(self.expires_at),
             ..Default::default()
@@ -97,7 +133,9 @@ impl Revocation {
     fn read(row: &revocation::Model) -> Option<Self> {
         let subject = match row.kind {
             Kind::Session => Subject::Session(row.session_id?),
-            Kind::UserChanged => Subject::User(row.user_id?),
+            Kind::UserChanged => Subject::User { id: row.user_id?, version: row.version? },
+            Kind::AccountChanged => Subject::Account { id: row.user_id?, version: row.version? },
+            Kind::GroupsChanged => Subject::Groups { version: row.version? },
         };
         Some(Self { subject, changed_at: row.created_at, expires_at: row.expires_at })
     }
@@ -114,8 +152,17 @@ pub enum Verdict {
     Ended,
 }
 
+/// From which versions on what is cached of a user is not outdated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Floor {
+    /// Of the user.
+    pub version: i64,
+    /// Of what groups bring.
+    pub groups_version: i64,
+}
+
 /// The feed in memory.
-pub struct Revocations {
+pub struct Feed {
     held: RwLock<Held>,
     polls: Mutex<Polls>,
     started: Instant,
@@ -129,21 +176,32 @@ struct Held {
     sessions: HashMap<Uuid, DateTime<Utc>>,
     /// When each user last changed, and when the entry runs out.
     users: HashMap<i64, (DateTime<Utc>, DateTime<Utc>)>,
+    /// The version of each user who changed, and when the entry runs out.
+    accounts: HashMap<i64, (i64, DateTime<Utc>)>,
+    groups_version: i64,
 }
 
 impl Held {
-    fn take(&mut self, revocation: Revocation) {
-        let Revocation { subject, changed_at, expires_at } = revocation;
+    fn take(&mut self, entry: Entry) {
+        let Entry { subject, changed_at, expires_at } = entry;
         match subject {
             Subject::Session(id) => {
                 let held = self.sessions.entry(id).or_insert(expires_at);
                 *held = expires_at.max(*held);
             }
-            Subject::User(id) => {
+            Subject::User { id, version } => {
                 let held = self.users.entry(id).or_insert((changed_at, expires_at));
                 *held = (changed_at.max(held.0), expires_at.max(held.1));
+                self.raise(id, version, expires_at);
             }
+            Subject::Account { id, version } => self.raise(id, version, expires_at),
+            Subject::Groups { version } => self.groups_version = version.max(self.groups_version),
         }
+    }
+
+    fn raise(&mut self, user_id: i64, version: i64, expires_at: DateTime<Utc>) {
+        let held = self.accounts.entry(user_id).or_insert((version, expires_at));
+        *held = (version.max(held.0), expires_at.max(held.1));
     }
 }
 
@@ -154,7 +212,7 @@ struct Polls {
     forgot_at: Instant,
 }
 
-impl Revocations {
+impl Feed {
     /// The feed as the database has it now.
     ///
     /// # Errors
@@ -179,7 +237,7 @@ impl Revocations {
             .one(db.reader())
             .await?;
         feed.lock_polls().seen.push_back((started, settled.unwrap_or_default()));
-        feed.take_all(&rows_above(db, 0, now).await?);
+        feed.apply(&entries(&rows_above(db, 0, now).await?));
         Ok(feed)
     }
 
@@ -188,9 +246,7 @@ impl Revocations {
     /// # Errors
     /// `Unavailable` if the feed is too old to be trusted.
     pub fn verdict(&self, session_id: Uuid, user_id: i64, issued_at: DateTime<Utc>) -> Result<Verdict> {
-        let age =
-            self.started.elapsed().saturating_sub(Duration::from_millis(self.fresh_at_ms.load(Ordering::Acquire)));
-        if age > STALE_AFTER {
+        if self.age() > STALE_AFTER {
             return Err(Error::Unavailable { what: Dependency::Revocations, cause: None });
         }
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
@@ -203,17 +259,26 @@ impl Revocations {
         })
     }
 
-    /// Takes note of changes whose transaction has committed: of all at once, or of none.
-    pub fn apply(&self, revocations: &[Revocation]) {
-        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
-        for revocation in revocations {
-            held.take(*revocation);
+    /// From which versions on a cached value of the user may be used; `None` while that isn't known well enough, and the
+    /// database is to be asked.
+    pub fn floor(&self, user_id: i64) -> Option<Floor> {
+        if self.age() > CACHE_STALE_AFTER {
+            return None;
         }
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        let version = held.accounts.get(&user_id).map_or(0, |(version, _)| *version);
+        Some(Floor { version, groups_version: held.groups_version })
     }
 
-    fn take_all(&self, rows: &[revocation::Model]) {
+    /// How long ago the database was asked what it then answered.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed().saturating_sub(Duration::from_millis(self.fresh_at_ms.load(Ordering::Acquire)))
+    }
+
+    /// Takes note of changes whose transaction has committed: of all at once, or of none.
+    pub fn apply(&self, entries: &[Entry]) {
         let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
-        rows.iter().filter_map(Revocation::read).for_each(|revocation| held.take(revocation));
+        entries.iter().for_each(|entry| held.take(*entry));
     }
 
     /// Reads what others wrote since.
@@ -235,7 +300,7 @@ impl Revocations {
         let rows = tokio::time::timeout(POLL_TIMEOUT, rows_above(db, low, clock.now()))
             .await
             .map_err(|late| Error::Unavailable { what: Dependency::Database, cause: Some(late.into()) })??;
-        self.take_all(&rows);
+        self.apply(&entries(&rows));
         let high = rows.last().map_or(high, |row| row.id.max(high));
         let forget = {
             let mut polls = self.lock_polls();
@@ -251,6 +316,7 @@ impl Revocations {
             let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
             held.sessions.retain(|_, expires_at| *expires_at > now);
             held.users.retain(|_, (_, expires_at)| *expires_at > now);
+            held.accounts.retain(|_, (_, expires_at)| *expires_at > now);
         }
         // As of when it was asked: what was written since may be missing.
         let fresh_at = asked_at.duration_since(self.started).as_millis();
@@ -263,10 +329,15 @@ impl Revocations {
     }
 }
 
-/// The rows above this id that still matter, oldest first.
+fn entries(rows: &[revocation::Model]) -> Vec<Entry> {
+    rows.iter().filter_map(Entry::read).collect()
+}
+
+/// The rows above this id that still matter, oldest first. Kinds that only a newer release knows are left out.
 async fn rows_above(db: &Db, id: i64, now: DateTime<Utc>) -> Result<Vec<revocation::Model>> {
     let rows = revocation::Entity::find()
         .filter(revocation::Column::Id.gt(id))
+        .filter(revocation::Column::Kind.is_in(Kind::iter()))
         .filter(revocation::Column::ExpiresAt.gt(now))
         .order_by_asc(revocation::Column::Id);
     Ok(rows.all(db.reader()).await?)
