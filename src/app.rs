@@ -104,7 +104,7 @@ impl App {
         };
         let config::Keys { signing, secret } = keys;
         let hashing = &config.hashing;
-        let redis = config.redis_url.as_ref().map(Redis::connect).transpose()?;
+        let redis = config.redis_url.as_ref().map(|url| Redis::connect(url, &config.redis_prefix)).transpose()?;
         let argon2 = Argon2Params::new(hashing.memory_kib, hashing.iterations, hashing.parallelism)?;
         Ok(Self {
             keys: Keys::new(&config.jwt, &signing),

@@ -31,8 +31,6 @@ const SILENCE: Duration = Duration::from_millis(300);
 const RECONNECT_EVERY: Duration = Duration::from_millis(250);
 /// How long Redis isn't asked after it owed an answer: of all that wait for one that hangs, each waits once.
 const DOUBT: Duration = Duration::from_millis(500);
-/// Before each name of ours, in a Redis that others use as well.
-const PREFIX: &str = "identity";
 
 /// A connection to Redis, which comes back by itself. Clones share it.
 #[derive(Clone)]
@@ -40,6 +38,7 @@ pub struct Redis {
     client: Client,
     /// How it is reached, for those who listen: that takes a connection of its own.
     builder: Builder,
+    /// Before each name of ours, in a Redis that others use as well.
     prefix: String,
     started: Instant,
     /// Milliseconds from `started` until which it isn't asked.
@@ -51,7 +50,7 @@ impl Redis {
     ///
     /// # Errors
     /// If the URL can't be used.
-    pub fn connect(url: &SecretString) -> Result<Self, Cause> {
+    pub fn connect(url: &SecretString, prefix: &str) -> Result<Self, Cause> {
         let mut config = Config::from_url(url.expose_secret()).map_err(|error| hushed(&error))?;
         config.fail_fast = false;
         let mut builder = Builder::from_config(config);
@@ -73,7 +72,7 @@ impl Redis {
         Ok(Self {
             client,
             builder,
-            prefix: PREFIX.to_owned(),
+            prefix: prefix.to_owned(),
             started: Instant::now(),
             doubted_until_ms: Arc::default(),
         })

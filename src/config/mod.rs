@@ -63,6 +63,8 @@ pub struct Config {
     pub database: Database,
     /// The URL of Redis, for the client library.
     pub redis_url: Option<SecretString>,
+    /// What the names of all keys there begin with.
+    pub redis_prefix: String,
     pub mail: Mail,
     pub notification_service_url: Option<Url>,
     /// How long the audit trail is kept; `None` keeps it for good.
@@ -284,6 +286,10 @@ impl Config {
         };
         let database = database(r, &data_dir);
         let redis_url = redis_url(r);
+        let redis_prefix = r.value(&variables::REDIS_PREFIX, parse::redis_prefix);
+        if redis_url.is_none() && r.is_set(&variables::REDIS_PREFIX) {
+            r.warn("neither REDIS_URL nor REDIS_HOST is set: nothing comes of REDIS_PREFIX");
+        }
         let jwt = jwt(r);
         // A broken PostgreSQL URL is meant to be one: what is wrong with the key is told in the same breath.
         let postgres = matches!(database.store, Store::Postgres { .. })
@@ -316,6 +322,7 @@ impl Config {
             jwt,
             database,
             redis_url,
+            redis_prefix,
             mail,
             notification_service_url,
             audit_retention,

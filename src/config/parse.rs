@@ -210,6 +210,15 @@ pub(super) fn redis_url(text: &str) -> Result<String> {
     Ok(text.into())
 }
 
+/// What the names of keys begin with. No braces: a cluster goes by what stands in them.
+pub(super) fn redis_prefix(text: &str) -> Result<String> {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+    if text.len() > 64 {
+        return Err("is too long".into());
+    }
+    if text.bytes().all(fits) { Ok(text.into()) } else { Err("has characters that may not be in it".into()) }
+}
+
 /// An address, bare or as `Name <address>`, that mail can be sent from. It becomes a header, so it is one line.
 pub(super) fn sender(text: &str) -> Result<String> {
     match text.parse::<Mailbox>() {

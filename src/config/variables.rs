@@ -128,6 +128,8 @@ variables! {
         REDIS_HOST => "none", "a host name or an IP address", Plain;
         /// Its port.
         REDIS_PORT = "6379", "a port from 1 to 65535", Plain;
+        /// What the names of all keys there begin with, before a colon. Installations that share a Redis each need their own.
+        REDIS_PREFIX = "identity", "up to 64 letters, digits, dots, dashes and underscores", Plain;
     }
     "Mail and events" {
         /// Where mail goes. Django's dotted names for these are taken as well.

@@ -124,9 +124,10 @@ fn more_connections_than_sqlite_gets_are_warned_of() {
 }
 
 #[test]
-fn a_port_without_a_host_of_redis_is_warned_of() {
+fn settings_of_redis_without_a_redis_are_warned_of() {
     warned(&[("REDIS_PORT", "6380")], "REDIS_HOST is not set: nothing comes of REDIS_PORT");
-    taken(&[("REDIS_HOST", "redis"), ("REDIS_PORT", "6380")]);
+    warned(&[("REDIS_PREFIX", "users")], "neither REDIS_URL nor REDIS_HOST is set: nothing comes of REDIS_PREFIX");
+    taken(&[("REDIS_HOST", "redis"), ("REDIS_PORT", "6380"), ("REDIS_PREFIX", "users")]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ pub mod process;
 pub mod receiver;
 pub mod redis;
 pub mod service;
+pub mod shared;
 pub mod smtp;
 pub mod stores;
 

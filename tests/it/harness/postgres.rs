@@ -1,28 +1,24 @@
-//! PostgreSQL servers of the tests' own: on a free port of the loopback, without Docker, as root too.
-//!
-//! One is started by the first test that wants it and shared by all test processes of this checkout (nextest makes one a
-//! test). Whoever uses it holds a shared lock on its `lease` file, which the kernel lets go of when the process ends,
-//! however it ends. A watchdog stops the server and removes its files once nobody has held the lease for half a minute,
-//! or at once on SIGTERM; `scripts/test` sends that.
+//! PostgreSQL servers of the tests' own: on a free port of the loopback, without Docker, as root too. One is shared by all
+//! tests (see `shared`); a test that takes one down has it for itself.
 
 use std::{
     fs::{self, File},
-    io::{self, Seek, Write},
-    net::{Ipv4Addr, TcpListener, TcpStream},
-    os::unix::{
-        fs::{OpenOptionsExt, chown},
-        process::CommandExt,
-    },
+    io::{self, Write},
+    net::{Ipv4Addr, TcpListener},
+    os::unix::{fs::chown, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use rustix::process::{Pid, Signal, geteuid, kill_process};
-use tokio::{sync::OnceCell, task::spawn_blocking};
+use tokio::sync::OnceCell;
 use url::Url;
 use uuid::Uuid;
 
-use super::stores::{setting, shared_directory};
+use super::{
+    shared::{Watched, join_or_start, on_a_thread, take_lease, watch},
+    stores::setting,
+};
 
 /// What a test needs of a server: speed, and many connections. Nothing in it has to outlive the machine.
 const SETTINGS: &str = "
@@ -36,8 +32,6 @@ wal_level = minimal
 max_wal_senders = 0
 autovacuum = off
 ";
-
-const WATCHDOG: &str = include_str!("postgres-watchdog.sh");
 
 /// Whether tests can have a PostgreSQL: a given one, or the programs to start one.
 pub fn is_available() -> bool {
@@ -61,7 +55,7 @@ pub async fn shared_server() -> &'static Url {
         if let Some(url) = setting("TEST_DATABASE_URL") {
             return Server { url: Url::parse(&url).expect("TEST_DATABASE_URL is a URL"), _lease: None };
         }
-        let (url, lease) = on_a_thread(join_or_start).await;
+        let (url, lease) = on_a_thread(|| join_or_start("postgres", || Cluster::start_new()?.watched())).await;
         Server { url, _lease: Some(lease) }
     });
     &server.await.url
@@ -81,8 +75,8 @@ impl PrivatePostgres {
     pub async fn start() -> Self {
         on_a_thread(|| {
             let cluster = Cluster::start_new()?;
-            let (lease, watchdog) = (cluster.lease()?, cluster.watch()?);
-            Ok(Self { url: cluster.url().into(), cluster, watchdog, _lease: lease })
+            let Watched { url, watchdog, lease, .. } = cluster.watched()?;
+            Ok(Self { url: url.into(), cluster, watchdog, _lease: lease })
         })
         .await
     }
@@ -111,51 +105,6 @@ impl Drop for PrivatePostgres {
     }
 }
 
-/// Runs what blocks; a failure of it is the test's.
-async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> T {
-    match spawn_blocking(work).await {
-        Ok(Ok(value)) => value,
-        Ok(Err(error)) => panic!("PostgreSQL for the tests: {error}"),
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-    }
-}
-
-/// The shared server's URL and a lease on it. The file `postgres` tells where it is: the process id of its watchdog, its
-/// directory and its URL, a line each; the lock on that file lets one process start it while the others wait.
-fn join_or_start() -> io::Result<(Url, File)> {
-    let path = shared_directory().join("postgres");
-    let mut note = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    note.lock()?;
-    if let Some(server) = join(&io::read_to_string(&note)?) {
-        return Ok(server);
-    }
-    let cluster = Cluster::start_new()?;
-    let (lease, watchdog) = (cluster.lease()?, cluster.watch()?);
-    note.set_len(0)?;
-    note.rewind()?;
-    write!(note, "{}\n{}\n{}\n", watchdog.id(), cluster.directory.display(), cluster.url())?;
-    Ok((cluster.url(), lease))
-}
-
-/// `None` if the noted server is gone.
-fn join(note: &str) -> Option<(Url, File)> {
-    let mut lines = note.lines().skip(1);
-    let (directory, url) = (Path::new(lines.next()?), Url::parse(lines.next()?).ok()?);
-    // Waits while the watchdog is stopping the server. After that, there is no server, or it stays.
-    let lease = take_lease(directory).ok()?;
-    let runs = directory.join("data/postmaster.pid").exists()
-        && TcpStream::connect((Ipv4Addr::LOCALHOST, url.port()?)).is_ok();
-    runs.then_some((url, lease))
-}
-
-fn take_lease(directory: &Path) -> io::Result<File> {
-    let mut lease = File::options().append(true).open(directory.join("lease"))?;
-    lease.lock_shared()?;
-    // The watchdog goes by the time of the last write.
-    lease.write_all(b".")?;
-    Ok(lease)
-}
-
 /// A server and its files.
 #[derive(Debug, Clone)]
 struct Cluster {
@@ -165,7 +114,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// A new server, which takes connections already. Nobody stops it yet: see `watch`.
+    /// A new server, which takes connections already. Nobody stops it yet: see `watched`.
     fn start_new() -> io::Result<Self> {
         let directory = tempfile::Builder::new().prefix("identity-postgres-").tempdir()?;
         if let Some(user) = unprivileged_user()? {
@@ -173,7 +122,6 @@ impl Cluster {
         }
         let mut cluster =
             Self { directory: directory.path().into(), port: 0, password: Uuid::new_v4().simple().to_string() };
-        fs::write(cluster.directory.join("lease"), "")?;
         fs::write(cluster.directory.join("password"), &cluster.password)?;
         // md5, since with SCRAM each connection of an unoptimised client takes a long while.
         cluster.run(
@@ -222,21 +170,13 @@ impl Cluster {
         self.directory.join("data")
     }
 
-    fn lease(&self) -> io::Result<File> {
-        take_lease(&self.directory)
-    }
-
-    /// Starts the process that ends the server; its own group, so that a Ctrl-C for the tests doesn't reach it.
-    fn watch(&self) -> io::Result<Child> {
-        let pg_ctl = programs().ok_or(io::ErrorKind::NotFound)?.join("pg_ctl");
-        self.command(Path::new("/bin/sh"))?
-            .args(["-c", WATCHDOG, "postgres-watchdog"])
-            .arg(&self.directory)
-            .arg(pg_ctl)
-            .process_group(0)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
+    fn watched(&self) -> io::Result<Watched> {
+        let lease = take_lease(&self.directory)?;
+        let pg_ctl = programs().ok_or(io::ErrorKind::NotFound)?.join("pg_ctl").display().to_string();
+        let data = format!("--pgdata={}", self.data().display());
+        let stop = [&pg_ctl, "stop", "--wait", "--silent", "--mode=immediate", &data];
+        let watchdog = watch(self.command(Path::new("/bin/sh"))?, &self.directory, &stop)?;
+        Ok(Watched { directory: self.directory.clone(), url: self.url(), watchdog, lease })
     }
 
     fn run(&self, program: &str, arguments: &[&str]) -> io::Result<()> {

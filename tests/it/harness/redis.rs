@@ -1,22 +1,71 @@
-//! Redis servers of the tests' own: each on a free port of the loopback, with nothing on disk. One ends with the test that
-//! started it, however that ends.
+//! Redis servers of the tests' own, on free ports of the loopback, with nothing on disk. One is shared by all services over
+//! PostgreSQL (see `shared`), each under its own prefix. A test that takes one down has it for itself, and that one ends with
+//! the test, however it ends. `TEST_REDIS_URL` names a server to share instead.
 
 use std::{
+    fs::File,
     io,
     net::{Ipv4Addr, TcpListener, TcpStream},
-    process::{Command, Stdio},
-    sync::mpsc,
+    os::unix::process::CommandExt,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{self, TryRecvError},
     thread,
     time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::time::sleep;
+use tokio::{sync::OnceCell, time::sleep};
+use url::Url;
 
-use super::skip;
+use super::{
+    shared::{Watched, join_or_start, on_a_thread, take_lease, watch},
+    skip,
+    stores::setting,
+};
 
 /// How long a server may take to start.
 const STARTS_WITHIN: Duration = Duration::from_secs(10);
+
+/// The URL of the server that all tests share; `None`, which is said once, where there is no Redis to start.
+pub async fn shared_server() -> Option<&'static Url> {
+    struct Server {
+        url: Url,
+        /// Held until the process ends.
+        _lease: Option<File>,
+    }
+    static SERVER: OnceCell<Option<Server>> = OnceCell::const_new();
+    let server = SERVER.get_or_init(async || {
+        if let Some(url) = setting("TEST_REDIS_URL") {
+            return Some(Server { url: Url::parse(&url).expect("TEST_REDIS_URL is a URL"), _lease: None });
+        }
+        let program = program_or_skip()?;
+        let (url, lease) = on_a_thread(move || join_or_start("redis", || start_shared(program))).await;
+        Some(Server { url, _lease: Some(lease) })
+    });
+    server.await.as_ref().map(|server| &server.url)
+}
+
+fn start_shared(program: &str) -> io::Result<Watched> {
+    let directory = tempfile::Builder::new().prefix("identity-redis-").tempdir()?;
+    let lease = take_lease(directory.path())?;
+    // Another process may take the port between finding and using it.
+    for _ in 0..4 {
+        let port = free_port();
+        let mut command = Command::new(program);
+        // It outlives this process, and a Ctrl-C for it.
+        let mut server = arguments(&mut command, port).current_dir(&directory).process_group(0).spawn()?;
+        if answers(port, &mut server) {
+            let directory = directory.keep();
+            let stop = ["kill", "-KILL", &server.id().to_string()];
+            let watchdog = watch(Command::new("/bin/sh"), &directory, &stop)?;
+            let url = Url::parse(&format!("redis://127.0.0.1:{port}")).expect("a URL of known parts");
+            return Ok(Watched { directory, url, watchdog, lease });
+        }
+        let _ = server.kill();
+        server.wait()?;
+    }
+    Err(io::Error::other(format!("{program} doesn't start")))
+}
 
 /// A server for one test.
 #[derive(Debug)]
@@ -28,13 +77,10 @@ pub struct PrivateRedis {
 impl PrivateRedis {
     /// `None` where there is no Redis to start; the test is to be skipped then.
     pub async fn start() -> Option<Self> {
-        let Some(program) = ["redis-server", "valkey-server"].into_iter().find(|name| is_there(name)) else {
-            skip("there is no `redis-server`; `scripts/test` installs it");
-            return None;
-        };
+        let program = program_or_skip()?;
         // Another process may take the port between finding and using it.
         for _ in 0..4 {
-            let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+            let port = free_port();
             if let Some(pid) = run(program, port).await {
                 return Some(Self { port, pid: Some(pid) });
             }
@@ -57,8 +103,7 @@ impl PrivateRedis {
 
     /// Starts it again after `kill`, empty, on the same port.
     pub async fn restart(&mut self) {
-        let program = if is_there("redis-server") { "redis-server" } else { "valkey-server" };
-        self.pid = Some(run(program, self.port).await.expect("the port is free again"));
+        self.pid = Some(run(program().unwrap(), self.port).await.expect("the port is free again"));
     }
 
     /// It stays connected and answers nothing.
@@ -80,32 +125,63 @@ impl Drop for PrivateRedis {
     }
 }
 
-/// Starts a server, and returns once it takes connections; `None` if it ended instead.
-async fn run(program: &str, port: u16) -> Option<Pid> {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", program, "--port", &port.to_string(), "--bind", "127.0.0.1"]);
-    command.args(["--save", "", "--appendonly", "no", "--daemonize", "no"]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+/// Starts a server that ends with this process, and returns once it takes connections; `None` if it ended instead.
+async fn run(program: &'static str, port: u16) -> Option<Pid> {
     // The signal comes when the thread ends that started the server: this one ends after it.
     let (tell, told) = mpsc::channel();
     thread::spawn(move || -> io::Result<()> {
-        let mut child = command.spawn()?;
-        let _ = tell.send(Pid::from_child(&child));
-        child.wait()?;
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", program]);
+        let mut server = arguments(&mut command, port).spawn()?;
+        let runs = answers(port, &mut server);
+        let _ = tell.send(runs.then(|| Pid::from_child(&server)));
+        server.wait()?;
         Ok(())
     });
-    let pid = told.recv().expect("setpriv, of util-linux, is there");
-    let since = Instant::now();
-    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-        if since.elapsed() > STARTS_WITHIN {
-            return None;
+    loop {
+        match told.try_recv() {
+            Ok(pid) => return pid,
+            Err(TryRecvError::Empty) => sleep(Duration::from_millis(5)).await,
+            Err(TryRecvError::Disconnected) => panic!("setpriv, of util-linux, is there"),
         }
-        sleep(Duration::from_millis(5)).await;
     }
-    Some(pid)
 }
 
-fn is_there(program: &str) -> bool {
-    let known = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    known.is_ok_and(|status| status.success())
+fn arguments(command: &mut Command, port: u16) -> &mut Command {
+    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);
+    command.args(["--save", "", "--appendonly", "no", "--daemonize", "no"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null())
+}
+
+/// Waits until the server takes connections; not so if it ends instead.
+#[expect(clippy::disallowed_methods, reason = "its callers have a thread for it")]
+fn answers(port: u16, server: &mut Child) -> bool {
+    let since = Instant::now();
+    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+        if since.elapsed() > STARTS_WITHIN || !matches!(server.try_wait(), Ok(None)) {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+#[track_caller]
+fn program_or_skip() -> Option<&'static str> {
+    if program().is_none() {
+        skip("there is no `redis-server`; `scripts/test` installs it");
+    }
+    program()
+}
+
+/// What starts a server, if it is there.
+fn program() -> Option<&'static str> {
+    ["redis-server", "valkey-server"].into_iter().find(|program| {
+        let known = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        known.is_ok_and(|status| status.success())
+    })
 }

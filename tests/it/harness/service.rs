@@ -22,11 +22,12 @@ use identity::{
 use serde_json::json;
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::{
-    Actor, Face, PASSWORD,
+    Actor, Face, PASSWORD, redis,
     stores::{Database, Store, migrated_database},
-    wait_for,
+    wait_for, wait_until,
 };
 
 /// What holds in every test that says nothing else. Limits stand in the way of tests of something else.
@@ -56,12 +57,16 @@ impl Service {
 
     /// With settings of its own, as the environment would give them.
     pub async fn start_with(store: Store, settings: &[(&str, &str)]) -> Self {
-        let settings = SETTINGS.iter().chain(settings).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let mut settings: Vec<_> =
+            SETTINGS.iter().chain(settings).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        if store == Store::Postgres && settings.iter().all(|(name, _)| name != "REDIS_URL") {
+            settings.extend(place_in_redis().await);
+        }
         let database = Arc::new(migrated_database(store).await);
         Self::run(database, settings, Clock::frozen(now())).await
     }
 
-    /// Over the database at this URL, which is migrated if need be.
+    /// Over the database at this URL, which is migrated if need be; without Redis.
     pub async fn start_over(url: &str) -> Self {
         let settings = SETTINGS.map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec();
         Self::run(Arc::new(Database::at(url)), settings, Clock::frozen(now())).await
@@ -101,6 +106,9 @@ impl Service {
             mailer = Mailer::new(&config.mail).unwrap();
         }
         let app = Arc::new(App::new(config, clock.clone(), db, mailer).await.unwrap());
+        if let (Some(redis), true) = (&app.redis, set.contains_key("REDIS_PREFIX")) {
+            wait_until(Duration::from_secs(5), "the shared Redis", async || redis.ping().await).await;
+        }
         let server = Server::bind(Arc::clone(&app), "127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = server.local_addr().unwrap();
         let stop = CancellationToken::new();
@@ -172,6 +180,13 @@ impl Service {
         actor.take_tokens(&answer);
         actor
     }
+}
+
+/// The settings for a place of its own in the Redis that the tests share; none where there is no Redis.
+async fn place_in_redis() -> Vec<(String, String)> {
+    let Some(url) = redis::shared_server().await else { return Vec::new() };
+    let prefix = format!("test-{}", Uuid::new_v4().simple());
+    vec![("REDIS_URL".into(), url.to_string()), ("REDIS_PREFIX".into(), prefix)]
 }
 
 #[expect(clippy::disallowed_methods, reason = "where the frozen clock begins")]

@@ -1,9 +1,12 @@
-//! The stores that tests run on: SQLite files, and databases on a PostgreSQL server (see `postgres`).
+//! The stores that tests run on: SQLite files with nothing beside, and databases on a PostgreSQL server (see `postgres`)
+//! with a Redis (see `redis`).
 //!
 //! A test gets a database of its own, copied from a template that was migrated once. The environment has a say:
 //! - `TEST_STORES`: which stores to test on, `sqlite,postgres` if unset;
 //! - `TEST_DATABASE_URL`: a PostgreSQL server to use instead of a private one. Its role must be allowed to create
 //!   databases. Templates of old schemas, `identity_template_*`, stay on it;
+//! - `TEST_REDIS_URL`: a Redis to use instead of a private one, each service under a prefix of its own. What runs out stays
+//!   on it until then;
 //! - `TEST_STORES_DIR`: where test processes find what they share; Cargo's directory for tests if unset.
 
 use std::{
