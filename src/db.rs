@@ -13,7 +13,7 @@ use sea_orm::{
     SqlxSqliteConnector, Statement, TransactionOptions, TransactionTrait,
 };
 use sqlx::{
-    ConnectOptions, Connection,
+    ConnectOptions, Connection, SqliteConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
@@ -119,7 +119,8 @@ impl Db {
         };
 
         let write = file.clone().journal_mode(SqliteJournalMode::Wal).optimize_on_close(true, 400);
-        let writer = open_writer(&pool().max_connections(1), &write).await.map_err(away)?;
+        let one = pool().max_connections(1).after_release(|connection, _| Box::pin(is_out_of_transactions(connection)));
+        let writer = open_writer(&one, &write).await.map_err(away)?;
         // A write that slips in here would run into the writer's lock; so it fails at once, in the first test.
         let read = file.pragma("query_only", "ON");
         let max_reads = options.max_connections.clamp(1, SQLITE_READERS);
@@ -268,6 +269,15 @@ async fn open_writer(pool: &SqlitePoolOptions, file: &SqliteConnectOptions) -> R
             opened => return opened,
         }
     }
+}
+
+/// Whether the connection may be used again. Where a write finds the disk full, SQLite itself undoes the transaction; sqlx's
+/// ROLLBACK then finds none and fails, and sqlx goes on counting it as open. The next transaction would be a savepoint within
+/// it: a later error would leave that open, and from then on nothing would be committed, whatever callers were told.
+async fn is_out_of_transactions(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    // The rollback of a transaction that was dropped is still in the queue before this.
+    connection.ping().await?;
+    Ok(!connection.is_in_transaction())
 }
 
 fn away(cause: impl Into<Cause>) -> Error {

@@ -255,8 +255,8 @@ fn store_is_away(error: &sqlx::Error) -> bool {
             // An SQLSTATE. Class 57: operator intervention (shutdown, crash, statement timeout); 53: out of resources;
             // 08: connection. Then a wait for a lock that took too long, a deadlock, a transaction left idle.
             5 => ["57", "53", "08", "55P03", "40P01", "25P03"].iter().any(|start| code.starts_with(start)),
-            // SQLite's extended code, the kind in its low byte: busy, locked, I/O, full disk, can't open.
-            _ => code.parse::<i32>().is_ok_and(|code| [5, 6, 10, 13, 14].contains(&(code & 0xff))),
+            // SQLite's extended code, the kind in its low byte: busy, locked, read-only, I/O, full disk, can't open.
+            _ => code.parse::<i32>().is_ok_and(|code| [5, 6, 8, 10, 13, 14].contains(&(code & 0xff))),
         }),
         _ => false,
     }

@@ -22,7 +22,9 @@ pub fn start(log: &Log) -> Result<(), Cause> {
         LogFormat::Text => false,
         LogFormat::Json => true,
     };
-    let subscriber = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // What can't be logged, where the disk is full, is lost: to say so on standard error would be a panic there.
+    let subscriber =
+        fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).log_internal_errors(false);
     if as_json {
         subscriber.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init()
     } else {
