@@ -21,6 +21,7 @@ mod db;
 mod directory;
 mod events;
 mod examples;
+mod faults;
 mod gate;
 mod generator;
 mod grpc;

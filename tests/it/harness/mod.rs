@@ -4,6 +4,7 @@ pub mod actor;
 pub mod gallery;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 pub mod receiver;
 pub mod redis;
 pub mod service;

@@ -28,6 +28,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Installation {
     folder: TempDir,
     settings: Vec<(String, String)>,
+    /// A command that becomes the service.
+    starter: Vec<String>,
+    /// Where the log goes, if not into the folder.
+    log: Option<File>,
 }
 
 /// What a command left behind.
@@ -55,7 +59,7 @@ impl Installation {
 
     pub fn with(settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::Builder::new().prefix("identity-test-").tempdir().expect("a folder to run in");
-        let mut installation = Self { folder, settings: Vec::new() };
+        let mut installation = Self { folder, settings: Vec::new(), starter: Vec::new(), log: None };
         installation.set("LISTEN_ADDR", "127.0.0.1:0");
         for (name, value) in settings {
             installation.set(name, value);
@@ -66,6 +70,16 @@ impl Installation {
     pub fn set(&mut self, name: &str, value: &str) {
         self.settings.retain(|(other, _)| other != name);
         self.settings.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Starts the service by this command, which gets the program as its last argument and becomes it.
+    pub fn start_by(&mut self, starter: &[&str]) {
+        self.starter = starter.iter().map(|&word| word.to_owned()).collect();
+    }
+
+    /// Has the service say to this file what it says on standard error.
+    pub fn log_to(&mut self, file: File) {
+        self.log = Some(file);
     }
 
     /// The working directory.
@@ -103,8 +117,12 @@ impl Installation {
     /// Starts the service, and waits for it to say where it listens.
     pub async fn serve(&self) -> Serving<'_> {
         let stderr = File::options().create(true).append(true).open(self.log()).expect("a file for the log");
+        let stderr = self.log.as_ref().map_or(stderr, |log| log.try_clone().expect("a file is open"));
+        let program = env!("CARGO_BIN_EXE_identity").to_owned();
+        let words: Vec<_> = self.starter.iter().chain([&program]).collect();
         let mut child = self
-            .command(env!("CARGO_BIN_EXE_identity"))
+            .command(words[0])
+            .args(&words[1..])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(stderr)
