@@ -14,6 +14,7 @@ mod architecture;
 mod avatar;
 mod avatar_store;
 mod bad_input;
+mod cache;
 mod cli;
 mod config;
 mod conformance;
