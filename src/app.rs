@@ -20,6 +20,7 @@ use crate::{
     hash_pool::HashPool,
     limiter::Limiter,
     mail::Mailer,
+    metrics::{self, Metrics},
     model::{
         password::{self, Argon2Params},
         token::Keys,
@@ -47,6 +48,7 @@ pub struct App {
     /// What replicas share, if anything.
     pub redis: Option<Redis>,
     pub hash_pool: HashPool,
+    pub metrics: Metrics,
     pub mailer: Mailer,
     /// Where avatars are, if they aren't in the database.
     pub(crate) avatar_store: Option<Arc<AvatarStore>>,
@@ -106,7 +108,16 @@ impl App {
         let hashing = &config.hashing;
         let redis = config.redis_url.as_ref().map(|url| Redis::connect(url, &config.redis_prefix)).transpose()?;
         let argon2 = Argon2Params::new(hashing.memory_kib, hashing.iterations, hashing.parallelism)?;
+        let limiter = Limiter::new(config.limits.clone(), &secret.derive("limits"), redis.clone());
+        let hash_pool = HashPool::start(hashing.threads, hashing.queue)?;
+        let sources = metrics::Sources {
+            transactions: db.metrics().clone(),
+            limits: limiter.metrics().clone(),
+            hashing: hash_pool.metrics().clone(),
+            redis: redis.as_ref().map(|redis| redis.metrics().clone()).unwrap_or_default(),
+        };
         Ok(Self {
+            metrics: Metrics::new(clock.now().timestamp(), &sources),
             keys: Keys::new(&config.jwt, &signing),
             seal: Seal::new(&secret.derive("outbox"))?,
             page_seal: Seal::new(&secret.derive("page tokens"))?,
@@ -118,9 +129,9 @@ impl App {
             feed: Feed::load(&db, &clock).await?,
             accounts: Cache::new(redis.clone(), Seal::new(&secret.derive("cache"))?, Account::size),
             feed_seal: Seal::new(&secret.derive("feed"))?,
-            limiter: Limiter::new(config.limits.clone(), &secret.derive("limits"), redis.clone()),
+            limiter,
             redis,
-            hash_pool: HashPool::start(hashing.threads, hashing.queue)?,
+            hash_pool,
             argon2,
             decoy: PasswordHash(password::decoy(argon2)),
             user_counts: Default::default(),

@@ -5,7 +5,11 @@
 //! the last transaction is through, also when it was dropped half-way; a mutex around several connections would be
 //! free while the rollback is still queued.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use log::LevelFilter;
 use sea_orm::{
@@ -18,7 +22,10 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use crate::error::{Cause, Dependency, Error, Result};
+use crate::{
+    error::{Cause, Dependency, Error, Result},
+    metrics::{Pool, Transactions},
+};
 
 /// A write transaction: `&tx` is a connection to SeaORM, `tx.commit()` keeps the changes, and dropping it undoes them.
 pub type Tx = DatabaseTransaction;
@@ -82,6 +89,7 @@ pub struct Db {
     max_reads: u32,
     /// How the migrations connect to PostgreSQL; on SQLite they are a transaction like others.
     migrations: Option<Arc<PgConnectOptions>>,
+    metrics: Transactions,
 }
 
 impl Db {
@@ -130,6 +138,7 @@ impl Db {
             writer: SqlxSqliteConnector::from_sqlx_sqlite_pool(writer),
             max_reads,
             migrations: None,
+            metrics: Transactions::default(),
         })
     }
 
@@ -160,7 +169,8 @@ impl Db {
             })
             .connect_lazy_with(server.clone().options([("statement_timeout", options.statement_timeout.as_millis())]));
         let both = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
-        Ok(Self { reader: both.clone(), writer: both, max_reads, migrations: Some(Arc::new(server)) })
+        let metrics = Transactions::default();
+        Ok(Self { reader: both.clone(), writer: both, max_reads, migrations: Some(Arc::new(server)), metrics })
     }
 
     /// The connection for reads. A write through it fails on SQLite.
@@ -180,16 +190,34 @@ impl Db {
     /// `Unavailable` if its turn or a connection doesn't come in time, or the store is away.
     pub async fn begin(&self) -> Result<Tx> {
         let writer = self.writer.clone();
+        let asked_at = Instant::now();
         let options = TransactionOptions {
             sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
             ..Default::default()
         };
         // In a task of its own, which runs on when the caller is dropped: sqlx forgets a BEGIN that nobody waited for,
         // and the connection would go back to PostgreSQL's pool with a transaction open.
-        tokio::spawn(async move { writer.begin_with_options(options).await })
-            .await
-            .map_err(Error::internal)?
-            .map_err(Error::from)
+        let begun = tokio::spawn(async move { writer.begin_with_options(options).await }).await;
+        self.metrics.waited.observe(asked_at.elapsed().as_secs_f64());
+        begun.map_err(Error::internal)?.map_err(Error::from)
+    }
+
+    pub fn metrics(&self) -> &Transactions {
+        &self.metrics
+    }
+
+    /// The pools of connections, as they are at this moment.
+    pub fn pools(&self) -> Vec<Pool> {
+        match self.reader.get_database_backend() {
+            DbBackend::Sqlite => {
+                let pool = |name, connection: &DatabaseConnection| {
+                    let pool = connection.get_sqlite_connection_pool();
+                    pool_state(name, pool)
+                };
+                vec![pool("read", &self.reader), pool("write", &self.writer)]
+            }
+            _ => vec![pool_state("main", self.reader.get_postgres_connection_pool())],
+        }
     }
 
     /// The names of the migrations that the database lacks, oldest first.
@@ -278,6 +306,11 @@ async fn is_out_of_transactions(connection: &mut SqliteConnection) -> Result<boo
     // The rollback of a transaction that was dropped is still in the queue before this.
     connection.ping().await?;
     Ok(!connection.is_in_transaction())
+}
+
+fn pool_state<D: sqlx::Database>(name: &'static str, pool: &sqlx::Pool<D>) -> Pool {
+    let max = usize::try_from(pool.options().get_max_connections()).unwrap_or(usize::MAX);
+    Pool { name, open: usize::try_from(pool.size()).unwrap_or(usize::MAX), idle: pool.num_idle(), max }
 }
 
 fn away(cause: impl Into<Cause>) -> Error {

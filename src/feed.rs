@@ -246,7 +246,7 @@ impl Feed {
     /// # Errors
     /// `Unavailable` if the feed is too old to be trusted.
     pub fn verdict(&self, session_id: Uuid, user_id: i64, issued_at: DateTime<Utc>) -> Result<Verdict> {
-        if self.age() > STALE_AFTER {
+        if !self.is_fresh() {
             return Err(Error::Unavailable { what: Dependency::Revocations, cause: None });
         }
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
@@ -257,6 +257,17 @@ impl Feed {
         } else {
             Verdict::Unchanged
         })
+    }
+
+    /// Whether what tokens are held against can be trusted.
+    pub fn is_fresh(&self) -> bool {
+        self.age() <= STALE_AFTER
+    }
+
+    /// How many sessions that ended, and how many users who changed, are held.
+    pub fn held(&self) -> (usize, usize) {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        (held.sessions.len(), held.accounts.len())
     }
 
     /// From which versions on a cached value of the user may be used; `None` while that isn't known well enough, and the

@@ -9,12 +9,16 @@ use std::{
     panic::{self, AssertUnwindSafe},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
     thread,
+    time::Instant,
 };
 
 use argon2::Block;
 use tokio::sync::oneshot;
 
-use crate::error::{Dependency, Error, Result};
+use crate::{
+    error::{Dependency, Error, Result},
+    metrics::Hashing,
+};
 
 /// What is added to the niceness of a hashing thread.
 #[cfg(target_os = "linux")]
@@ -36,6 +40,8 @@ struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
     capacity: usize,
+    threads: usize,
+    metrics: Hashing,
 }
 
 struct Queue {
@@ -61,10 +67,12 @@ impl HashPool {
     /// The system's, if it refuses a thread.
     pub fn start(threads: usize, capacity: usize) -> io::Result<Self> {
         let queue = Mutex::new(Queue { jobs: VecDeque::new(), closed: false });
-        let shared = Arc::new(Shared { queue, changed: Condvar::new(), capacity: capacity.max(1) });
+        let threads = threads.max(1);
+        let (changed, metrics) = (Condvar::new(), Hashing::default());
+        let shared = Arc::new(Shared { queue, changed, capacity: capacity.max(1), threads, metrics });
         // Made first: should a thread be refused, those before it end.
         let pool = Self { handle: Arc::new(Handle { shared: shared.clone() }) };
-        for number in 0..threads.max(1) {
+        for number in 0..threads {
             let shared = shared.clone();
             thread::Builder::new().name(format!("hash-{number}")).spawn(move || shared.work())?;
         }
@@ -99,6 +107,15 @@ impl HashPool {
     pub fn capacity(&self) -> usize {
         self.handle.shared.capacity
     }
+
+    /// The number of threads.
+    pub fn threads(&self) -> usize {
+        self.handle.shared.threads
+    }
+
+    pub fn metrics(&self) -> &Hashing {
+        &self.handle.shared.metrics
+    }
 }
 
 impl Scratch {
@@ -125,6 +142,7 @@ impl Shared {
             queue.jobs.retain(Job::is_wanted);
         }
         if queue.jobs.len() >= self.capacity {
+            self.metrics.refused.inc();
             return Err(Error::Unavailable { what: Dependency::PasswordHashing, cause: None });
         }
         queue.jobs.push_back(job);
@@ -137,9 +155,13 @@ impl Shared {
         lower_priority();
         let mut scratch = Scratch::default();
         while let Some(job) = self.next() {
+            self.metrics.busy.inc();
+            let began = Instant::now();
             if panic::catch_unwind(AssertUnwindSafe(|| (job.work)(&mut scratch))).is_err() {
                 scratch = Scratch::default();
             }
+            self.metrics.took.observe(began.elapsed().as_secs_f64());
+            self.metrics.busy.dec();
         }
     }
 

@@ -11,7 +11,7 @@
 //!
 //! Imports run one way: main → cli → server, [`telemetry`] → api → domain → app → stores ([`entity`], [`db`], [`revocations`],
 //! [`redis`], [`limiter`], [`hash_pool`], [`mail`], [`avatar_store`], [`notifier`], [`places`], [`seal`]) and [`model`] →
-//! [`config`], [`clock`], [`random`], [`error`].
+//! [`config`], [`clock`], [`metrics`], [`random`], [`error`].
 //! `docs/architecture.md` says why, and `tests/it/architecture.rs` holds them to it.
 
 pub mod api;
@@ -29,6 +29,7 @@ pub mod feed;
 pub mod hash_pool;
 pub mod limiter;
 pub mod mail;
+pub mod metrics;
 pub mod model;
 pub mod notifier;
 pub mod places;

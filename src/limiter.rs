@@ -24,6 +24,7 @@ use uuid::Uuid;
 use crate::{
     config::{self, LoginCounts, Rate},
     error::{Error, Result},
+    metrics::{self, Counted},
     redis::Redis,
 };
 
@@ -50,6 +51,7 @@ pub struct Limiter {
     key: hmac::Key,
     /// Where attempts are counted for all replicas, while it is there.
     redis: Option<Redis>,
+    metrics: metrics::Limits,
 }
 
 /// Whose calls are counted.
@@ -68,6 +70,30 @@ enum Attempt<'a> {
     LoginByStrangers { address: &'a str },
     ChangePassword { session: Uuid },
     Register(IpAddr),
+}
+
+impl Caller<'_> {
+    /// As the metrics name it.
+    fn limit(&self) -> &'static str {
+        match self {
+            Self::User(_) => "calls_of_user",
+            Self::Client(_) => "calls_of_client",
+            Self::Token(_) => "looks_at_token",
+        }
+    }
+}
+
+impl Attempt<'_> {
+    /// As the metrics name it.
+    fn limit(self) -> &'static str {
+        match self {
+            Self::Login { .. } => "login",
+            Self::LoginByClient(_) => "login_by_client",
+            Self::LoginByStrangers { .. } => "login_by_strangers",
+            Self::ChangePassword { .. } => "change_password",
+            Self::Register(_) => "register",
+        }
+    }
 }
 
 enum Window {
@@ -95,7 +121,12 @@ impl Limiter {
     /// `secret` keys the counts of attempts; replicas that share counts must share it.
     pub fn new(config: config::Limits, secret: &[u8], redis: Option<Redis>) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
-        Self { config, calls: Table::default(), attempts: Table::default(), hasher: RandomState::new(), key, redis }
+        let (calls, attempts) = (Table::default(), Table::default());
+        Self { config, calls, attempts, hasher: RandomState::new(), key, redis, metrics: metrics::Limits::default() }
+    }
+
+    pub fn metrics(&self) -> &metrics::Limits {
+        &self.metrics
     }
 
     /// Counts a call by its user, or by its client where there is no user.
@@ -120,7 +151,9 @@ impl Limiter {
 
     fn count(&self, caller: &Caller<'_>, now: DateTime<Utc>) -> Result<()> {
         let Some(rate) = self.config.api else { return Ok(()) };
-        self.calls.take(self.hasher.hash_one(caller), rate, now).map(drop)
+        let counted = self.calls.take(self.hasher.hash_one(caller), rate, now).map(drop);
+        self.metrics.asked(caller.limit(), Counted::Here, counted.is_ok());
+        counted
     }
 
     /// Counts a registration as if it had happened; one refused for a field's value is given back.
@@ -254,12 +287,14 @@ impl Limiter {
             Some(redis) => shared::take(redis, key, rate, now.timestamp_micros()).await,
             None => None,
         };
+        let counted = if shared.is_some() { Counted::Shared } else { Counted::Here };
         let taken = match shared {
-            Some(shared::Outcome::Taken(taken)) => Taken::Shared(taken),
-            Some(shared::Outcome::Full { retry_after }) => return Err(Error::Throttled { retry_after }),
-            None => Taken::Here { key, at: self.attempts.take(key, rate, now)? },
+            Some(shared::Outcome::Taken(taken)) => Ok(Taken::Shared(taken)),
+            Some(shared::Outcome::Full { retry_after }) => Err(Error::Throttled { retry_after }),
+            None => self.attempts.take(key, rate, now).map(|at| Taken::Here { key, at }),
         };
-        reservation.taken.push(taken);
+        self.metrics.asked(attempt.limit(), counted, taken.is_ok());
+        reservation.taken.push(taken?);
         Ok(key)
     }
 

@@ -19,7 +19,10 @@ use fred::{
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{sync::broadcast, time::Instant};
 
-use crate::error::Cause;
+use crate::{
+    error::Cause,
+    metrics::{self, Asked},
+};
 
 /// How long an answer may take: a call that needs one waits no longer than this for the part of Redis in it.
 const COMMAND_TIMEOUT: Duration = Duration::from_millis(50);
@@ -43,6 +46,7 @@ pub struct Redis {
     started: Instant,
     /// Milliseconds from `started` until which it isn't asked.
     doubted_until_ms: Arc<AtomicU64>,
+    metrics: metrics::Redis,
 }
 
 impl Redis {
@@ -75,18 +79,28 @@ impl Redis {
             prefix: prefix.to_owned(),
             started: Instant::now(),
             doubted_until_ms: Arc::default(),
+            metrics: metrics::Redis::default(),
         })
+    }
+
+    pub fn metrics(&self) -> &metrics::Redis {
+        &self.metrics
     }
 
     /// What it answers to a command; `None` if there is no connection now, or no answer in time: what holds without Redis is
     /// better than a wait for it.
     pub async fn ask<T>(&self, command: impl AsyncFnOnce(&Client) -> Result<T, fred::error::Error>) -> Option<T> {
         if !self.client.is_connected() || self.now_ms() < self.doubted_until_ms.load(Ordering::Relaxed) {
+            self.metrics.asked(Asked::Spared);
             return None;
         }
         match command(&self.client).await {
-            Ok(answer) => Some(answer),
+            Ok(answer) => {
+                self.metrics.asked(Asked::Answered);
+                Some(answer)
+            }
             Err(error) => {
+                self.metrics.asked(Asked::Failed);
                 tracing::debug!(error = error.details(), "Redis did not answer");
                 let until = self.now_ms() + u64::try_from(DOUBT.as_millis()).unwrap_or_default();
                 self.doubted_until_ms.store(until, Ordering::Relaxed);

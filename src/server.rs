@@ -73,13 +73,14 @@ impl Server {
     /// # Errors
     /// If a task that it can't do without ended by itself.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Cause> {
-        let (router, reporter) = router::router(&self.app).await?;
+        let (router, reporter) = router::router(&self.app, &stop).await?;
         let died = CancellationToken::new();
         let mut background = JoinSet::new();
         background.spawn(supervise(Arc::clone(&self.app).follow_feed(stop.clone()), stop.clone(), died.clone()));
         background.spawn(supervise(Arc::clone(&self.app).hear_replicas(stop.clone()), stop.clone(), died.clone()));
         background.spawn(supervise(Arc::clone(&self.app).deliver_outbox(stop.clone()), stop.clone(), died.clone()));
         background.spawn(supervise(Arc::clone(&self.app).keep_house(stop.clone()), stop.clone(), died.clone()));
+        background.spawn(supervise(Arc::clone(&self.app).follow_figures(stop.clone()), stop.clone(), died.clone()));
         let health = health::follow_database(Arc::clone(&self.app), reporter, stop.clone());
         background.spawn(supervise(health, stop.clone(), died.clone()));
 

@@ -6,7 +6,7 @@
 //! 4. access: after the limits, so that guessing is counted;
 //! 5. uploads: what turns out to be large waits for its turn, once it may come in at all;
 //! 6. deadline and panics: around all of the above and the handler, whose own changes run on in a task of theirs;
-//! 7. one line in the log, with the cause of a fault: last, so that it knows how the call ended.
+//! 7. one line in the log, with the cause of a fault, and the metrics: last, so that they know how the call ended.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -36,6 +36,7 @@ use crate::{
     app::App,
     domain::caller::{Call, Caller, RequestId},
     error::{AuthFailure, Chain, Denial, Error, Result},
+    metrics::{CallUnderWay, Code},
     places::{Place, Places},
 };
 
@@ -90,6 +91,16 @@ pub enum Face {
     Grpc,
 }
 
+impl Face {
+    /// As the metrics name it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Rest => "rest",
+            Self::Grpc => "grpc",
+        }
+    }
+}
+
 /// The peer at the other end of the connection. The server puts it into each request.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
@@ -137,7 +148,8 @@ impl Gate {
         let span = tracing::info_span!("call", rpc = policy.rpc, request_id = request_id.as_str());
         async move {
             let client = self.client(&request);
-            let mut line = LogLine { face, policy, client, user_id: None, started, is_written: false };
+            let under_way = self.app.metrics.calls.begin(policy.rpc, face.name());
+            let mut line = LogLine { face, policy, client, user_id: None, started, under_way, is_written: false };
             let deadline = deadline(face, policy, request.headers());
             let answered = async {
                 let caller = match self.admit(policy, request.headers(), client).await {
@@ -240,7 +252,8 @@ impl Gate {
     }
 }
 
-fn peer(request: &Request) -> IpAddr {
+/// The address at the other end of the connection.
+pub fn peer(request: &Request) -> IpAddr {
     let peer = request.extensions().get::<Peer>();
     peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |Peer(address)| address.ip().to_canonical())
 }
@@ -357,7 +370,7 @@ async fn discard_body(request: Request) {
     let _ = tokio::time::timeout(DISCARD_TIMEOUT, rest).await;
 }
 
-/// The one line that a call leaves in the log, also where its client went away before the end. A fault brings its cause,
+/// The one line that a call leaves in the log, and its place in the metrics, also where its client went away before the end. A fault brings its cause,
 /// which no client ever sees.
 struct LogLine {
     face: Face,
@@ -365,6 +378,7 @@ struct LogLine {
     client: IpAddr,
     user_id: Option<i64>,
     started: Instant,
+    under_way: CallUnderWay,
     is_written: bool,
 }
 
@@ -383,6 +397,12 @@ impl LogLine {
             (Face::Grpc, None) => &tonic::Code::Ok,
             (Face::Rest, _) => &response.status(),
         };
+        let code = match (face, status) {
+            (Face::Rest, _) => Code::Http(response.status().as_u16()),
+            (Face::Grpc, Some(status)) => Code::Grpc(status::code_name(status.code())),
+            (Face::Grpc, None) => Code::Grpc("OK"),
+        };
+        self.under_way.end(code, self.started.elapsed());
         let took_us = self.took_us();
         if is_fault {
             let cause = status.and_then(std::error::Error::source).map(Chain);
@@ -405,6 +425,7 @@ impl Drop for LogLine {
     fn drop(&mut self) {
         if !self.is_written {
             let Self { face, client, user_id, .. } = *self;
+            self.under_way.end(Code::Cancelled, self.started.elapsed());
             tracing::info!(?face, outcome = "Cancelled", took_us = self.took_us(), %client, user_id, "call");
         }
     }

@@ -1,4 +1,5 @@
-//! Whether the service can do its work: `GET /api/health/`, and gRPC's `grpc.health.v1.Health`. Asked often, and so not
+//! Whether the service can do its work: `GET /api/health/`, and gRPC's `grpc.health.v1.Health`; and for whoever starts and stops
+//! it, `GET /livez` and `GET /readyz`, which are not in the OpenAPI document, as no client asks them. Asked often, and so not
 //! limited.
 
 use std::{sync::Arc, time::Duration};
@@ -23,6 +24,8 @@ use crate::{
 };
 
 static HEALTH: Policy = Policy::open("Health", Limit::None);
+static LIVE: Policy = Policy::open("Live", Limit::None);
+static READY: Policy = Policy::open("Ready", Limit::None);
 
 /// The database gets this long to answer.
 const DATABASE_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -37,13 +40,56 @@ const SERVICES: [&str; 5] = [
     RoleServiceServer::<Api>::NAME,
 ];
 
-pub fn routes(app: &Arc<App>, gate: &Gate) -> Router {
-    let (app, gate) = (Arc::clone(app), gate.clone());
-    let health = move |request: Request| {
-        let (app, gate) = (Arc::clone(&app), gate.clone());
-        async move { gate.pass(Face::Rest, &HEALTH, request, |_| health(app)).await }
+pub fn routes(app: &Arc<App>, gate: &Gate, stop: &CancellationToken) -> Router {
+    let shared = (Arc::clone(app), gate.clone(), stop.clone());
+    let health = {
+        let (app, gate, _) = shared.clone();
+        move |request: Request| {
+            let (app, gate) = (Arc::clone(&app), gate.clone());
+            async move { gate.pass(Face::Rest, &HEALTH, request, |_| health(app)).await }
+        }
     };
-    Router::new().route("/api/health/", routing::get(health.clone())).route("/api/health", routing::get(health))
+    let live = {
+        let (_, gate, _) = shared.clone();
+        move |request: Request| {
+            let gate = gate.clone();
+            async move { gate.pass(Face::Rest, &LIVE, request, |_| async { live() }).await }
+        }
+    };
+    let ready = move |request: Request| {
+        let (app, gate, stop) = shared.clone();
+        async move { gate.pass(Face::Rest, &READY, request, |_| ready(app, stop)).await }
+    };
+    Router::new()
+        .route("/api/health/", routing::get(health.clone()))
+        .route("/api/health", routing::get(health))
+        .route("/livez", routing::get(live))
+        .route("/readyz", routing::get(ready))
+}
+
+/// It runs, or it would not say so. Nothing is looked at: to start a service anew brings no database back.
+fn live() -> Response {
+    json(StatusCode::OK, r#"{"status":"ok"}"#.to_owned())
+}
+
+/// Whether calls should come here. The schema needs no look: without all of it nothing listens.
+async fn ready(app: Arc<App>, stop: CancellationToken) -> Response {
+    if stop.is_cancelled() {
+        return json(StatusCode::SERVICE_UNAVAILABLE, r#"{"status":"stopping"}"#.to_owned());
+    }
+    let database = app.db.ping(DATABASE_TIMEOUT).await;
+    if let Err(error) = &database {
+        tracing::warn!(error = %Chain(error), "not ready");
+    }
+    let are_fresh = app.feed.is_fresh();
+    let (status, said) = if database.is_ok() && are_fresh {
+        (StatusCode::OK, "ok")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
+    };
+    let database = if database.is_ok() { "ok" } else { "unavailable" };
+    let revocations = if are_fresh { "ok" } else { "stale" };
+    json(status, format!(r#"{{"status":"{said}","database":"{database}","revocations":"{revocations}"}}"#))
 }
 
 async fn health(app: Arc<App>) -> Response {
@@ -63,6 +109,10 @@ async fn health(app: Arc<App>) -> Response {
             (StatusCode::SERVICE_UNAVAILABLE, body)
         }
     };
+    json(status, body)
+}
+
+fn json(status: StatusCode, body: String) -> Response {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

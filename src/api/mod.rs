@@ -5,6 +5,7 @@ mod docs;
 pub mod gate;
 pub mod health;
 mod media;
+mod metrics;
 mod patch;
 mod profile;
 pub mod rest;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::{Router, extract::Request, middleware, response::Response};
 use http::{StatusCode, header};
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 use tonic_web::GrpcWebLayer;
@@ -11,7 +12,7 @@ use tonic_web::GrpcWebLayer;
 use super::{
     Api, docs,
     gate::{self, Face, Gate, UNKNOWN},
-    health, media, policies,
+    health, media, metrics, policies,
     rest::Rest,
     routes, status,
 };
@@ -24,11 +25,12 @@ use crate::{
     },
 };
 
-/// The router, and the handle by which gRPC's health service is told how the service is.
+/// The router, and the handle by which gRPC's health service is told how the service is. Once `stop` is asked for, it says
+/// that it is not ready.
 ///
 /// # Errors
 /// If the descriptors can't be served by reflection: a fault of the build.
-pub async fn router(app: &Arc<App>) -> Result<(Router, HealthReporter), Cause> {
+pub async fn router(app: &Arc<App>, stop: &CancellationToken) -> Result<(Router, HealthReporter), Cause> {
     let api = Arc::new(Api { app: Arc::clone(app) });
     let gate = Gate::new(Arc::clone(app));
     let (grpc, reporter) = grpc(&api, &gate, app.config.server.reflection).await?;
@@ -37,7 +39,7 @@ pub async fn router(app: &Arc<App>) -> Result<(Router, HealthReporter), Cause> {
         .merge(routes::user_service(Rest::new(Arc::clone(&api), gate.clone())))
         .merge(routes::profile_service(Rest::new(Arc::clone(&api), gate.clone())))
         .merge(routes::role_service(Rest::new(api, gate.clone())))
-        .merge(health::routes(app, &gate))
+        .merge(health::routes(app, &gate, stop))
         .merge(docs::routes(&gate))
         .merge(media::routes(app, &gate));
 
@@ -47,9 +49,16 @@ pub async fn router(app: &Arc<App>) -> Result<(Router, HealthReporter), Cause> {
         let refuse = |_| async { status::plain(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed", None) };
         async move { gate.pass(Face::Rest, &UNKNOWN, request, refuse).await }
     };
+    let app = Arc::clone(app);
     let unknown = move |request: Request| {
-        let gate = gate.clone();
-        async move { no_such_path(&gate, request).await }
+        let (app, gate) = (Arc::clone(&app), gate.clone());
+        async move {
+            if metrics::are_asked_for(&app, &request) {
+                metrics::answer(&app, &gate, request).await
+            } else {
+                no_such_path(&gate, request).await
+            }
+        }
     };
     Ok((grpc.merge(rest).method_not_allowed_fallback(not_allowed).fallback(unknown), reporter))
 }

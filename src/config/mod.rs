@@ -11,6 +11,7 @@ mod key;
 mod mail;
 mod parse;
 mod read;
+mod telemetry;
 mod variables;
 
 use std::{
@@ -37,6 +38,8 @@ use mail::mail;
 pub use mail::{Mail, MailTransport, Smtp, SmtpTls};
 use read::Reader;
 pub use read::{ConfigErrors, Mistake, Setting};
+pub use telemetry::Telemetry;
+use telemetry::telemetry;
 pub use variables::{Fallback, Shown, VARIABLES, Variable};
 
 /// Variables that are checked and kept, but not acted upon yet. Setting one to something that matters is a warning: an
@@ -72,6 +75,7 @@ pub struct Config {
     pub accounts: Accounts,
     pub limits: Limits,
     pub hashing: Hashing,
+    pub telemetry: Telemetry,
     pub superuser_password: Option<SecretString>,
     /// What is allowed, but hardly meant: for the log.
     pub warnings: Vec<String>,
@@ -303,6 +307,7 @@ impl Config {
         let limits = limits(r);
         let http = http(r);
         let hashing = hashing(r, debug);
+        let telemetry = telemetry(r);
         let superuser_password = r.secret(&variables::SUPERUSER_PASSWORD);
         if postgres && !debug && http.allowed_hosts == AllowedHosts::Any && server.public_url.is_none() {
             r.warn("neither ALLOWED_HOSTS nor PUBLIC_URL is set: links in answers name whatever host the client names");
@@ -329,6 +334,7 @@ impl Config {
             accounts,
             limits,
             hashing,
+            telemetry,
             superuser_password,
             warnings,
             signing_key,

@@ -131,6 +131,11 @@ pub(super) fn networks(text: &str) -> Result<Vec<IpNet>> {
     })
 }
 
+/// Networks, or none for `off`.
+pub(super) fn networks_or_off(text: &str) -> Result<Vec<IpNet>> {
+    if text.eq_ignore_ascii_case("off") { Ok(Vec::new()) } else { networks(text) }
+}
+
 /// `count/time`, or `None` for `off`. The time is at most 30 days: counters live that long.
 pub(super) fn rate(text: &str) -> Result<Option<Rate>> {
     if text.eq_ignore_ascii_case("off") {

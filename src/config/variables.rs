@@ -234,4 +234,8 @@ variables! {
         /// Passwords that may wait for a thread; beyond it logins get 503.
         HASH_QUEUE => "64 for each thread", "a number of passwords", Plain;
     }
+    "Metrics" {
+        /// Who may read `/metrics`: peers at these addresses, if no proxy sends them. To others there is no such path.
+        METRICS_FROM = "127.0.0.0/8,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7,fe80::/10", "off, or a list of addresses and networks, like 10.0.0.0/8,192.168.1.7", Plain;
+    }
 }

@@ -11,6 +11,7 @@ mod credentials;
 mod delivery;
 pub mod directory;
 mod event;
+mod figures;
 pub mod group;
 
 pub mod housekeeping;

@@ -30,7 +30,7 @@ const LAYERS: [&[&str]; 8] = [
         "feed",
         "seal",
     ],
-    &["clock", "config", "error", "random"],
+    &["clock", "config", "error", "metrics", "random"],
 ];
 
 /// Lines of code that a file may have, without comments and blank lines.

@@ -1,0 +1,56 @@
+//! The process itself, under the names that Prometheus has for it. Linux tells in `/proc` (proc(5)); elsewhere there are none.
+
+use std::{
+    fs,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+
+/// What the system says of this process.
+#[derive(Clone, Default)]
+pub struct Process {
+    pub(super) resident_memory: Gauge,
+    pub(super) cpu: Counter<f64, AtomicU64>,
+    pub(super) open_fds: Gauge,
+    pub(super) max_fds: Gauge,
+    pub(super) threads: Gauge,
+    pub(super) start_time: Gauge,
+}
+
+impl Process {
+    /// Asks the system; what it doesn't tell stays as it was.
+    pub(super) fn read(&self) {
+        if let Some(Stat { cpu_seconds, threads, resident_bytes }) = stat() {
+            self.cpu.inner().store(cpu_seconds.to_bits(), Ordering::Relaxed);
+            self.threads.set(threads);
+            self.resident_memory.set(resident_bytes);
+        }
+        if let Ok(open) = fs::read_dir("/proc/self/fd") {
+            // Less the one that reads.
+            self.open_fds.set(super::whole(open.count().saturating_sub(1)));
+        }
+        if let Some(max) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
+            self.max_fds.set(i64::try_from(max).unwrap_or(i64::MAX));
+        }
+    }
+}
+
+struct Stat {
+    cpu_seconds: f64,
+    threads: i64,
+    resident_bytes: i64,
+}
+
+fn stat() -> Option<Stat> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    // The name in brackets may hold anything; the third field follows it.
+    let fields: Vec<_> = stat.rsplit_once(") ")?.1.split(' ').collect();
+    let number = |field: usize| fields.get(field - 3)?.parse::<i64>().ok();
+    let ticks = u32::try_from(number(14)? + number(15)?).ok()?;
+    Some(Stat {
+        cpu_seconds: f64::from(ticks) / f64::from(u32::try_from(rustix::param::clock_ticks_per_second()).ok()?),
+        threads: number(20)?,
+        resident_bytes: number(24)? * i64::try_from(rustix::param::page_size()).ok()?,
+    })
+}
