@@ -5,6 +5,8 @@
 //! the last transaction is through, also when it was dropped half-way; a mutex around several connections would be
 //! free while the rollback is still queued.
 
+mod pool;
+
 use std::{
     path::Path,
     sync::Arc,
@@ -12,10 +14,8 @@ use std::{
 };
 
 use log::LevelFilter;
-use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, SqliteTransactionMode, SqlxPostgresConnector,
-    SqlxSqliteConnector, Statement, TransactionOptions, TransactionTrait,
-};
+pub use pool::{Pool, Tx};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, SqlxPostgresConnector, SqlxSqliteConnector, Statement};
 use sqlx::{
     ConnectOptions, Connection, SqliteConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
@@ -24,11 +24,8 @@ use sqlx::{
 
 use crate::{
     error::{Cause, Dependency, Error, Result},
-    metrics::{Pool, Transactions},
+    metrics::{self, Transactions},
 };
-
-/// A write transaction: `&tx` is a connection to SeaORM, `tx.commit()` keeps the changes, and dropping it undoes them.
-pub type Tx = DatabaseTransaction;
 
 /// How to reach the database. No Debug: the URL may hold a password.
 #[derive(Clone)]
@@ -72,6 +69,8 @@ const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection unused for so long is tried before it is handed out. Short, so that after an outage of PostgreSQL calls
 /// don't run into the connections of before; and free of cost under load, where no connection rests that long.
 const PING_AFTER_IDLE: Duration = Duration::from_secs(1);
+/// How long that may take before a new connection is made instead.
+const PING_TIMEOUT: Duration = Duration::from_millis(700);
 const SLOW_STATEMENT: Duration = Duration::from_millis(250);
 /// How long to wait for another replica that migrates.
 const MIGRATION_WAIT: Duration = Duration::from_mins(2);
@@ -83,8 +82,8 @@ const MIGRATION_LOCK: i64 = i64::from_be_bytes(*b"identity");
 /// The database. Clones share their connections.
 #[derive(Clone)]
 pub struct Db {
-    reader: DatabaseConnection,
-    writer: DatabaseConnection,
+    reader: Pool,
+    writer: Pool,
     /// How many reads can run at once.
     max_reads: u32,
     /// How the migrations connect to PostgreSQL; on SQLite they are a transaction like others.
@@ -134,8 +133,8 @@ impl Db {
         let max_reads = options.max_connections.clamp(1, SQLITE_READERS);
         let reader = pool().max_connections(max_reads).connect_lazy_with(read);
         Ok(Self {
-            reader: SqlxSqliteConnector::from_sqlx_sqlite_pool(reader),
-            writer: SqlxSqliteConnector::from_sqlx_sqlite_pool(writer),
+            reader: Pool::of_sqlite(SqlxSqliteConnector::from_sqlx_sqlite_pool(reader)),
+            writer: Pool::of_sqlite(SqlxSqliteConnector::from_sqlx_sqlite_pool(writer)),
             max_reads,
             migrations: None,
             metrics: Transactions::default(),
@@ -162,19 +161,21 @@ impl Db {
             .before_acquire(|connection, usage| {
                 Box::pin(async move {
                     if usage.idle_for >= PING_AFTER_IDLE {
-                        connection.ping().await?;
+                        let late = |late: tokio::time::error::Elapsed| sqlx::Error::Io(late.into());
+                        tokio::time::timeout(PING_TIMEOUT, connection.ping()).await.map_err(late)??;
                     }
                     Ok(true)
                 })
-            })
-            .connect_lazy_with(server.clone().options([("statement_timeout", options.statement_timeout.as_millis())]));
-        let both = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
+            });
+        let address = server.clone().options([("statement_timeout", options.statement_timeout.as_millis())]);
+        let longest = options.acquire_timeout + options.statement_timeout + Duration::from_secs(1);
+        let both = Pool::of_postgres(address, pool, longest);
         let metrics = Transactions::default();
         Ok(Self { reader: both.clone(), writer: both, max_reads, migrations: Some(Arc::new(server)), metrics })
     }
 
     /// The connection for reads. A write through it fails on SQLite.
-    pub fn reader(&self) -> &DatabaseConnection {
+    pub fn reader(&self) -> &Pool {
         &self.reader
     }
 
@@ -189,17 +190,10 @@ impl Db {
     /// # Errors
     /// `Unavailable` if its turn or a connection doesn't come in time, or the store is away.
     pub async fn begin(&self) -> Result<Tx> {
-        let writer = self.writer.clone();
         let asked_at = Instant::now();
-        let options = TransactionOptions {
-            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-            ..Default::default()
-        };
-        // In a task of its own, which runs on when the caller is dropped: sqlx forgets a BEGIN that nobody waited for,
-        // and the connection would go back to PostgreSQL's pool with a transaction open.
-        let begun = tokio::spawn(async move { writer.begin_with_options(options).await }).await;
+        let begun = self.writer.begin().await;
         self.metrics.waited.observe(asked_at.elapsed().as_secs_f64());
-        begun.map_err(Error::internal)?.map_err(Error::from)
+        begun
     }
 
     pub fn metrics(&self) -> &Transactions {
@@ -207,16 +201,10 @@ impl Db {
     }
 
     /// The pools of connections, as they are at this moment.
-    pub fn pools(&self) -> Vec<Pool> {
+    pub fn pools(&self) -> Vec<metrics::Pool> {
         match self.reader.get_database_backend() {
-            DbBackend::Sqlite => {
-                let pool = |name, connection: &DatabaseConnection| {
-                    let pool = connection.get_sqlite_connection_pool();
-                    pool_state(name, pool)
-                };
-                vec![pool("read", &self.reader), pool("write", &self.writer)]
-            }
-            _ => vec![pool_state("main", self.reader.get_postgres_connection_pool())],
+            DbBackend::Sqlite => vec![self.reader.figures("read"), self.writer.figures("write")],
+            _ => vec![self.reader.figures("main")],
         }
     }
 
@@ -225,7 +213,7 @@ impl Db {
     /// # Errors
     /// `Unavailable` if the store is away.
     pub async fn pending_migrations(&self) -> Result<Vec<String>> {
-        Ok(identity_migrations::pending(&self.reader).await?)
+        self.reader.lend(async |connections| identity_migrations::pending(connections).await).await
     }
 
     /// Applies the migrations that the database lacks and returns their names. Any number of processes may do so at
@@ -240,7 +228,7 @@ impl Db {
         match &self.migrations {
             None => {
                 let tx = self.begin().await?;
-                let applied = identity_migrations::apply(&tx).await?;
+                let applied = identity_migrations::apply(tx.unbounded()).await?;
                 tx.commit().await?;
                 Ok(applied)
             }
@@ -272,8 +260,8 @@ impl Db {
     pub async fn close(&self) {
         let closed = async {
             // The writer last: the last connection of all writes the log back, and a reader may not write.
-            self.reader.close_by_ref().await?;
-            self.writer.close_by_ref().await
+            self.reader.close().await?;
+            self.writer.close().await
         };
         match tokio::time::timeout(CLOSE_TIMEOUT, closed).await {
             Ok(Ok(())) => {}
@@ -306,11 +294,6 @@ async fn is_out_of_transactions(connection: &mut SqliteConnection) -> Result<boo
     // The rollback of a transaction that was dropped is still in the queue before this.
     connection.ping().await?;
     Ok(!connection.is_in_transaction())
-}
-
-fn pool_state<D: sqlx::Database>(name: &'static str, pool: &sqlx::Pool<D>) -> Pool {
-    let max = usize::try_from(pool.options().get_max_connections()).unwrap_or(usize::MAX);
-    Pool { name, open: usize::try_from(pool.size()).unwrap_or(usize::MAX), idle: pool.num_idle(), max }
 }
 
 fn away(cause: impl Into<Cause>) -> Error {

@@ -8,6 +8,7 @@ use sea_orm::{
     sea_query::{CommonTableExpression, Expr, Query as Sql, SelectStatement, UnionType},
 };
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::{
@@ -279,9 +280,14 @@ impl App {
     /// what the caller may not see, and for a token that did not come with this very list; `NotFound` for a page behind
     /// the last; `Unavailable`, too, if the caller has two other lists under way, or others have, for too long.
     pub async fn list_users(self: &Arc<Self>, caller: Caller, query: Query) -> Result<Page> {
+        let asked_at = Instant::now();
         let place = tokio::time::timeout(TURN_TIMEOUT, self.searches.enter(caller.user_id)).await;
         let place =
             place.map_err(|late| Error::Unavailable { what: Dependency::Directory, cause: Some(late.into()) })?;
+        // Who waited for others to find out needs not wait as long again.
+        if self.db.reader().has_failed_since(asked_at) {
+            return Err(Error::Unavailable { what: Dependency::Database, cause: None });
+        }
         let app = Arc::clone(self);
         // In a task of its own: a database works on when nobody waits any more, and the place is taken for as long.
         let listed = async move {

@@ -43,7 +43,7 @@ async fn insert_audit_rows(service: &Service, count: usize, created_at: DateTime
 
 async fn count<E: EntityTrait>(service: &Service) -> u64
 where
-    for<'db> sea_orm::Select<E>: PaginatorTrait<'db, sea_orm::DatabaseConnection>,
+    for<'db> sea_orm::Select<E>: PaginatorTrait<'db, identity::db::Pool>,
 {
     E::find().count(service.app.db.reader()).await.unwrap()
 }

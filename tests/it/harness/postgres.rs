@@ -87,6 +87,18 @@ impl PrivatePostgres {
         on_a_thread(move || cluster.kill()).await;
     }
 
+    /// It takes connections, as the kernel does that for it, and answers nothing.
+    pub async fn hang(&self) {
+        let cluster = self.cluster.clone();
+        on_a_thread(move || cluster.signal(Signal::STOP)).await;
+    }
+
+    /// It answers again.
+    pub async fn wake(&self) {
+        let cluster = self.cluster.clone();
+        on_a_thread(move || cluster.signal(Signal::CONT)).await;
+    }
+
     /// Starts it again after `kill_immediate`, on the same port; returns once it takes connections.
     pub async fn restart(&self) {
         let cluster = self.cluster.clone();
@@ -159,6 +171,19 @@ impl Cluster {
     /// Without a shutdown: the next start recovers from the log.
     fn kill(&self) -> io::Result<()> {
         self.run("pg_ctl", &["stop", "--wait", "--silent", "--mode=immediate"])
+    }
+
+    /// Sends it to each process of the server, the one that starts the others first.
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        let note = fs::read_to_string(self.data().join("postmaster.pid"))?;
+        let first = note.lines().next().and_then(|line| line.parse().ok()).ok_or(io::ErrorKind::NotFound)?;
+        kill_process(Pid::from_raw(first).ok_or(io::ErrorKind::NotFound)?, signal)?;
+        let children = fs::read_to_string(format!("/proc/{first}/task/{first}/children"))?;
+        for child in children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
+            // One may have ended since.
+            let _ = kill_process(child, signal);
+        }
+        Ok(())
     }
 
     fn url(&self) -> Url {
