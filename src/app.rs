@@ -1,6 +1,9 @@
 //! What the rules work with: stores, keys, clock, configuration.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use aws_lc_rs::hmac;
 use chrono::{DateTime, Utc};
@@ -34,6 +37,9 @@ use crate::{
 
 /// Where replicas tell each other of changes.
 const FEED_CHANNEL: &str = "feed";
+
+/// How late replicas know what others counted.
+const SETTLE_EVERY: Duration = Duration::from_millis(100);
 
 /// The service without its faces. The rules are `impl App` blocks in `domain`.
 pub struct App {
@@ -106,15 +112,17 @@ impl App {
         };
         let config::Keys { signing, secret } = keys;
         let hashing = &config.hashing;
-        let redis = config.redis_url.as_ref().map(|url| Redis::connect(url, &config.redis_prefix)).transpose()?;
+        let redis = config.redis.as_ref().map(Redis::connect).transpose()?;
         let argon2 = Argon2Params::new(hashing.memory_kib, hashing.iterations, hashing.parallelism)?;
         let limiter = Limiter::new(config.limits.clone(), &secret.derive("limits"), redis.clone());
         let hash_pool = HashPool::start(hashing.threads, hashing.queue)?;
+        let accounts = Cache::new(redis.clone(), Seal::new(&secret.derive("cache"))?, Account::size);
         let sources = metrics::Sources {
             transactions: db.metrics().clone(),
             limits: limiter.metrics().clone(),
             hashing: hash_pool.metrics().clone(),
             redis: redis.as_ref().map(|redis| redis.metrics().clone()).unwrap_or_default(),
+            cache: accounts.metrics().clone(),
         };
         Ok(Self {
             metrics: Metrics::new(clock.now().timestamp(), &sources),
@@ -127,7 +135,7 @@ impl App {
             avatar_store: AvatarStore::open(&config.accounts.avatar_store)?.map(Arc::new),
             notifier,
             feed: Feed::load(&db, &clock).await?,
-            accounts: Cache::new(redis.clone(), Seal::new(&secret.derive("cache"))?, Account::size),
+            accounts,
             feed_seal: Seal::new(&secret.derive("feed"))?,
             limiter,
             redis,
@@ -187,6 +195,13 @@ impl App {
                 // Of another release, perhaps.
                 Err(error) => tracing::debug!(%error, "a message of another replica can't be read"),
             }
+        }
+    }
+
+    /// Settles the counts of calls with the other replicas until `stop`.
+    pub async fn settle_limits(self: Arc<Self>, stop: CancellationToken) {
+        while stop.run_until_cancelled(tokio::time::sleep(SETTLE_EVERY)).await.is_some() {
+            self.limiter.settle_calls(self.clock.now()).await;
         }
     }
 

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     error::{Chain, Error, Result},
     feed::{Feed, Floor},
+    metrics,
     redis::Redis,
     seal::Seal,
 };
@@ -65,6 +66,7 @@ pub struct Cache<T> {
     local: Local<i64, Arc<Versioned<Arc<T>>>>,
     shared: Option<Redis>,
     seal: Seal,
+    metrics: metrics::Cache,
 }
 
 /// Why nothing was found.
@@ -82,7 +84,11 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Cache<T> {
             .weigher(move |_, kept: &Arc<Versioned<Arc<T>>>| u32::try_from(weigh(&kept.value)).unwrap_or(u32::MAX))
             .time_to_live(LIFETIME.to_std().unwrap_or(Duration::MAX))
             .build();
-        Self { local, shared, seal }
+        Self { local, shared, seal, metrics: metrics::Cache::default() }
+    }
+
+    pub fn metrics(&self) -> &metrics::Cache {
+        &self.metrics
     }
 
     /// The value of the user, as `read` finds it in the database if it has to; `None` where there is none. Of several who miss the
@@ -108,6 +114,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Cache<T> {
             }
             if let Some(found) = self.local.get(&id).await {
                 if is_current(&found) {
+                    self.metrics.in_memory.inc();
                     return Ok(Some(Arc::clone(&found.value)));
                 }
                 self.local.invalidate(&id).await;
@@ -128,7 +135,9 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Cache<T> {
                 },
             }
         }
-        Ok(read().await?.map(|found| Arc::new(found.value)))
+        let found = read().await?;
+        self.metrics.in_database.inc_by(found.iter().len() as u64);
+        Ok(found.map(|found| Arc::new(found.value)))
     }
 
     /// From Redis, or else from the database; then Redis gets it.
@@ -143,9 +152,11 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Cache<T> {
         F: Future<Output = Result<Option<Versioned<T>>>> + Send,
     {
         if let Some(found) = self.load_shared(id).await.filter(is_current) {
+            self.metrics.in_redis.inc();
             return Ok(Arc::new(found));
         }
         let found = read().await.map_err(Miss::Failed)?.ok_or(Miss::Absent)?;
+        self.metrics.in_database.inc();
         self.store_shared(id, &found, now).await;
         let Versioned { version, groups_version, read_at, value } = found;
         Ok(Arc::new(Versioned { version, groups_version, read_at, value: Arc::new(value) }))

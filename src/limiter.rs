@@ -1,25 +1,24 @@
-//! Limits: how often somebody may do something within a sliding window. Counted in this process; attempts in Redis, where there is
+//! Limits: how often somebody may do something within a sliding window. Counted in this process, and in Redis, where there is
 //! one, for all replicas together.
 //!
-//! Small limits remember each time and are exact. The general limit would need a thousand times a caller; it remembers
-//! two counts instead, and takes the calls of the window before as spread evenly over it.
-//!
-//! The general limit is asked on every call, and never waits. Logins and registrations cost a hash anyway: their counts may
-//! lie where it takes a wait to reach them, under keys that are the same on all replicas and tell nothing of an address.
+//! The general limit is asked on every call, and never waits: it is counted here, and settled with the other replicas some times a
+//! second. Logins and registrations cost a hash anyway: their counts may lie where it takes a wait to reach them. Both have keys
+//! that are the same on all replicas and tell nothing of an address or a user.
 
+mod calls;
 mod shared;
+mod window;
 
 use std::{
-    collections::{HashMap, VecDeque},
-    hash::{BuildHasher, Hash, RandomState},
     net::{IpAddr, Ipv6Addr},
-    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use aws_lc_rs::hmac;
+use calls::{Caller, Calls};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
+use window::Table;
 
 use crate::{
     config::{self, LoginCounts, Rate},
@@ -28,13 +27,6 @@ use crate::{
     redis::Redis,
 };
 
-/// Up to this count each time is remembered.
-const EXACT_UP_TO: u32 = 100;
-/// How many callers are remembered at most in each table; beyond, those who were not seen for longest make room. At 64 to 900 bytes
-/// each, this bounds the memory.
-const MAX_KEYS: usize = 1 << 18;
-const SHARDS: usize = 64;
-
 /// Failed logins of a client, whatever the address.
 const LOGIN_PER_CLIENT: u32 = 50;
 /// Failed logins of an address a day, from all clients together that never logged in with it.
@@ -42,24 +34,14 @@ const LOGIN_BY_STRANGERS: Rate = Rate { count: 100, per: Duration::from_hours(24
 
 pub struct Limiter {
     config: config::Limits,
-    calls: Table,
+    calls: Calls,
     /// Logins and registrations, apart: however many callers there are, none of them pushes a failed login out.
     attempts: Table,
-    /// Of calls. Keyed afresh in each process, so that nobody can choose keys that collide.
-    hasher: RandomState,
     /// Of attempts. The same for all replicas, and known to nobody else.
     key: hmac::Key,
     /// Where attempts are counted for all replicas, while it is there.
     redis: Option<Redis>,
     metrics: metrics::Limits,
-}
-
-/// Whose calls are counted.
-#[derive(Hash)]
-enum Caller<'a> {
-    User(i64),
-    Client(IpAddr),
-    Token(&'a str),
 }
 
 /// What attempts are counted. Clients are networks.
@@ -70,17 +52,6 @@ enum Attempt<'a> {
     LoginByStrangers { address: &'a str },
     ChangePassword { session: Uuid },
     Register(IpAddr),
-}
-
-impl Caller<'_> {
-    /// As the metrics name it.
-    fn limit(&self) -> &'static str {
-        match self {
-            Self::User(_) => "calls_of_user",
-            Self::Client(_) => "calls_of_client",
-            Self::Token(_) => "looks_at_token",
-        }
-    }
 }
 
 impl Attempt<'_> {
@@ -96,11 +67,6 @@ impl Attempt<'_> {
     }
 }
 
-enum Window {
-    Times(VecDeque<i64>),
-    Counts { since: i64, before: u32, now: u32 },
-}
-
 /// A count taken before it is known whether it should be; given back, it never was.
 #[derive(Debug, Default)]
 #[must_use]
@@ -110,19 +76,20 @@ pub struct Reservation {
     address: Option<u64>,
 }
 
-/// Where one was counted.
+/// One that was counted: here, and in Redis where it answered.
 #[derive(Debug)]
-enum Taken {
-    Here { key: u64, at: i64 },
-    Shared(shared::Taken),
+struct Taken {
+    key: u64,
+    at: i64,
+    shared: Option<shared::Member>,
 }
 
 impl Limiter {
     /// `secret` keys the counts of attempts; replicas that share counts must share it.
     pub fn new(config: config::Limits, secret: &[u8], redis: Option<Redis>) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
-        let (calls, attempts) = (Table::default(), Table::default());
-        Self { config, calls, attempts, hasher: RandomState::new(), key, redis, metrics: metrics::Limits::default() }
+        let calls = Calls::new(&key, redis.clone());
+        Self { config, calls, attempts: Table::default(), key, redis, metrics: metrics::Limits::default() }
     }
 
     pub fn metrics(&self) -> &metrics::Limits {
@@ -151,9 +118,16 @@ impl Limiter {
 
     fn count(&self, caller: &Caller<'_>, now: DateTime<Utc>) -> Result<()> {
         let Some(rate) = self.config.api else { return Ok(()) };
-        let counted = self.calls.take(self.hasher.hash_one(caller), rate, now).map(drop);
+        let counted = self.calls.take(caller, rate, now);
         self.metrics.asked(caller.limit(), Counted::Here, counted.is_ok());
         counted
+    }
+
+    /// Tells the other replicas how often those called who call often, and hears it of them. Without Redis there is nothing to do.
+    pub async fn settle_calls(&self, now: DateTime<Utc>) {
+        if let Some(rate) = self.config.api {
+            self.calls.settle(rate, now).await;
+        }
     }
 
     /// Counts a registration as if it had happened; one refused for a field's value is given back.
@@ -243,7 +217,7 @@ impl Limiter {
             return;
         }
         if let Some(address) = reservation.address {
-            self.attempts.shard(address).remove(&address);
+            self.attempts.clear(address);
             if let Some(redis) = &self.redis {
                 shared::clear(redis, address).await;
             }
@@ -253,28 +227,16 @@ impl Limiter {
 
     /// Undoes a count.
     pub async fn give_back(&self, reservation: Reservation) {
-        for taken in reservation.taken {
-            let (key, at) = match (taken, &self.redis) {
-                (Taken::Here { key, at }, _) => (key, at),
-                (Taken::Shared(taken), Some(redis)) => {
-                    shared::give_back(redis, taken).await;
-                    continue;
-                }
-                (Taken::Shared(_), None) => continue,
-            };
-            match self.attempts.shard(key).get_mut(&key) {
-                Some(Window::Times(times)) => {
-                    if let Some(place) = times.iter().rposition(|time| *time == at) {
-                        times.remove(place);
-                    }
-                }
-                Some(Window::Counts { now, .. }) => *now = now.saturating_sub(1),
-                None => {}
+        for Taken { key, at, shared } in reservation.taken {
+            self.attempts.give_back(key, at);
+            if let (Some(redis), Some(member)) = (&self.redis, shared) {
+                shared::give_back(redis, key, member).await;
             }
         }
     }
 
-    /// Counts one more, and tells under which key: for all replicas, or here where Redis doesn't answer.
+    /// Counts one more, and tells under which key. Redis decides for all replicas; where it doesn't answer, this one goes by what it
+    /// counted itself, before as well.
     async fn reserve(
         &self,
         reservation: &mut Reservation,
@@ -289,9 +251,11 @@ impl Limiter {
         };
         let counted = if shared.is_some() { Counted::Shared } else { Counted::Here };
         let taken = match shared {
-            Some(shared::Outcome::Taken(taken)) => Ok(Taken::Shared(taken)),
+            Some(shared::Outcome::Taken(member)) => {
+                Ok(Taken { key, at: self.attempts.note(key, rate, now), shared: Some(member) })
+            }
             Some(shared::Outcome::Full { retry_after }) => Err(Error::Throttled { retry_after }),
-            None => self.attempts.take(key, rate, now).map(|at| Taken::Here { key, at }),
+            None => self.attempts.take(key, rate, now).map(|at| Taken { key, at, shared: None }),
         };
         self.metrics.asked(attempt.limit(), counted, taken.is_ok());
         reservation.taken.push(taken?);
@@ -315,97 +279,6 @@ impl Limiter {
         let tag = hmac::sign(&self.key, text.as_bytes());
         tag.as_ref().iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte))
     }
-}
-
-/// Callers by their keys, in parts that are locked one by one.
-struct Table(Box<[Mutex<HashMap<u64, Window>>]>);
-
-impl Default for Table {
-    fn default() -> Self {
-        Self((0..SHARDS).map(|_| Mutex::default()).collect())
-    }
-}
-
-impl Table {
-    /// Counts one, and tells at which time, so that it can be given back.
-    fn take(&self, key: u64, rate: Rate, now: DateTime<Utc>) -> Result<i64> {
-        let (now, length) = (now.timestamp_micros(), i64::try_from(rate.per.as_micros()).unwrap_or(i64::MAX));
-        let mut shard = self.shard(key);
-        if shard.len() >= MAX_KEYS / SHARDS && !shard.contains_key(&key) {
-            make_room(&mut shard);
-        }
-        let window = shard.entry(key).or_insert_with(|| Window::new(rate, now));
-        match window.take(rate.count, length, now) {
-            None => Ok(now),
-            Some(wait) => {
-                Err(Error::Throttled { retry_after: Duration::from_micros(u64::try_from(wait).unwrap_or_default()) })
-            }
-        }
-    }
-
-    fn shard(&self, key: u64) -> MutexGuard<'_, HashMap<u64, Window>> {
-        let [low, ..] = key.to_le_bytes();
-        self.0[usize::from(low) % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Window {
-    fn new(rate: Rate, now: i64) -> Self {
-        if rate.count <= EXACT_UP_TO {
-            Self::Times(VecDeque::new())
-        } else {
-            Self::Counts { since: now, before: 0, now: 0 }
-        }
-    }
-
-    /// Counts one at `now`, or tells how many microseconds to wait until one may.
-    fn take(&mut self, count: u32, length: i64, now: i64) -> Option<i64> {
-        match self {
-            Self::Times(times) => {
-                while times.front().is_some_and(|time| *time <= now - length) {
-                    times.pop_front();
-                }
-                if times.len() < count as usize {
-                    times.push_back(now);
-                    return None;
-                }
-                Some(times.front().map_or(length, |oldest| oldest + length - now))
-            }
-            Self::Counts { since, before, now: counted } => {
-                let windows = (now - *since) / length;
-                if windows > 0 {
-                    *before = if windows == 1 { *counted } else { 0 };
-                    *counted = 0;
-                    *since += windows * length;
-                }
-                // Less one: as among times, what is exactly one window old has left.
-                let left = length - (now - *since) - 1;
-                let (before, room) = (i64::from(*before), i64::from(count) - i64::from(*counted));
-                if before * left / length < room {
-                    *counted += 1;
-                    return None;
-                }
-                // The calls of the window before leave evenly: until enough of them have, or the window is over.
-                Some(if room > 0 { left - (room * length - 1) / before } else { left + 1 })
-            }
-        }
-    }
-
-    fn last_seen(&self) -> i64 {
-        match self {
-            Self::Times(times) => times.back().copied().unwrap_or_default(),
-            Self::Counts { since, .. } => *since,
-        }
-    }
-}
-
-/// Forgets the quarter that was not seen for longest.
-fn make_room(shard: &mut HashMap<u64, Window>) {
-    let mut seen: Vec<_> = shard.values().map(Window::last_seen).collect();
-    let quarter = seen.len() / 4;
-    let (_, edge, _) = seen.select_nth_unstable(quarter);
-    let edge = *edge;
-    shard.retain(|_, window| window.last_seen() > edge);
 }
 
 /// One client: an address, or with IPv6 the /64 that one subscriber has.

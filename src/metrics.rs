@@ -55,6 +55,7 @@ pub struct Sources {
     pub limits: Limits,
     pub hashing: Hashing,
     pub redis: Redis,
+    pub cache: Cache,
 }
 
 /// Calls, by rpc and face.
@@ -233,6 +234,33 @@ impl Redis {
     }
 }
 
+/// Where what is shown of users was found.
+#[derive(Clone)]
+pub struct Cache {
+    found: Family<FoundLabel, Counter>,
+    pub in_memory: Counter,
+    pub in_redis: Counter,
+    pub in_database: Counter,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct FoundLabel {
+    found_in: &'static str,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        let found = Family::<FoundLabel, Counter>::default();
+        let level = |found_in| found.get_or_create_owned(&FoundLabel { found_in });
+        Self {
+            in_memory: level("memory"),
+            in_redis: level("redis"),
+            in_database: level("database"),
+            found: found.clone(),
+        }
+    }
+}
+
 /// What the database is asked for every few seconds.
 #[derive(Clone, Default)]
 pub struct Figures {
@@ -340,7 +368,7 @@ pub fn whole(count: usize) -> i64 {
 impl Metrics {
     /// Metrics of a process that runs since then (seconds of Unix time), with what its stores count.
     pub fn new(started_at: i64, sources: &Sources) -> Self {
-        let Sources { transactions, limits, hashing, redis } = sources;
+        let Sources { transactions, limits, hashing, redis, cache } = sources;
         let calls = Calls {
             ended: Family::default(),
             took: Family::new_with_constructor(call_histogram),
@@ -385,6 +413,12 @@ impl Metrics {
             "identity_limit_checks_total",
             "limit, outcome, counted",
             "Attempts that a limit looked at, allowed or refused; counted here, or in Redis for all replicas (shared)",
+        );
+        all.add(
+            &cache.found,
+            "identity_cache_reads_total",
+            "found_in",
+            "Accounts that were shown, by where they were found: memory, redis or database. What is not there is in none",
         );
         all.add(&readings.hash_threads, "identity_hash_threads", "", "Threads that hash passwords");
         all.add(&hashing.busy, "identity_hash_threads_busy", "", "Those that hash right now");

@@ -16,16 +16,15 @@ use fred::{
         config::{Config, ReconnectPolicy, Server, TcpConfig, UnresponsiveConfig},
     },
 };
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use tokio::{sync::broadcast, time::Instant};
 
 use crate::{
+    config,
     error::Cause,
     metrics::{self, Asked},
 };
 
-/// How long an answer may take: a call that needs one waits no longer than this for the part of Redis in it.
-const COMMAND_TIMEOUT: Duration = Duration::from_millis(50);
 /// How long a new connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a server may owe an answer before the connection counts as dead. Until then each call waits for its own timeout.
@@ -54,7 +53,8 @@ impl Redis {
     ///
     /// # Errors
     /// If the URL can't be used.
-    pub fn connect(url: &SecretString, prefix: &str) -> Result<Self, Cause> {
+    pub fn connect(to: &config::Redis) -> Result<Self, Cause> {
+        let config::Redis { url, prefix, timeout } = to;
         let mut config = Config::from_url(url.expose_secret()).map_err(|error| hushed(&error))?;
         config.fail_fast = false;
         let mut builder = Builder::from_config(config);
@@ -64,12 +64,14 @@ impl Redis {
                 connection.tcp = TcpConfig { nodelay: Some(true), ..TcpConfig::default() };
                 connection.connection_timeout = CONNECT_TIMEOUT;
                 connection.internal_command_timeout = CONNECT_TIMEOUT;
-                connection.unresponsive =
-                    UnresponsiveConfig { max_timeout: Some(SILENCE), interval: Duration::from_millis(100) };
+                connection.unresponsive = UnresponsiveConfig {
+                    max_timeout: Some(SILENCE.max(*timeout)),
+                    interval: Duration::from_millis(100),
+                };
                 // A command that was cut off may have been done.
                 connection.max_command_attempts = 1;
             })
-            .with_performance_config(|performance| performance.default_command_timeout = COMMAND_TIMEOUT);
+            .with_performance_config(|performance| performance.default_command_timeout = *timeout);
         let client = builder.build().map_err(|error| hushed(&error))?;
         follow(&client);
         drop(client.connect());
@@ -141,7 +143,7 @@ impl Redis {
 
     /// Ends the connection.
     pub async fn close(&self) {
-        let _ = tokio::time::timeout(COMMAND_TIMEOUT, self.client.quit()).await;
+        let _ = tokio::time::timeout(CONNECT_TIMEOUT, self.client.quit()).await;
     }
 }
 

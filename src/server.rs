@@ -77,6 +77,7 @@ impl Server {
         let died = CancellationToken::new();
         let mut background = JoinSet::new();
         background.spawn(supervise(Arc::clone(&self.app).follow_feed(stop.clone()), stop.clone(), died.clone()));
+        background.spawn(supervise(Arc::clone(&self.app).settle_limits(stop.clone()), stop.clone(), died.clone()));
         background.spawn(supervise(Arc::clone(&self.app).hear_replicas(stop.clone()), stop.clone(), died.clone()));
         background.spawn(supervise(Arc::clone(&self.app).deliver_outbox(stop.clone()), stop.clone(), died.clone()));
         background.spawn(supervise(Arc::clone(&self.app).keep_house(stop.clone()), stop.clone(), died.clone()));

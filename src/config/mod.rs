@@ -11,6 +11,7 @@ mod key;
 mod mail;
 mod parse;
 mod read;
+mod redis;
 mod telemetry;
 mod variables;
 
@@ -38,6 +39,8 @@ use mail::mail;
 pub use mail::{Mail, MailTransport, Smtp, SmtpTls};
 use read::Reader;
 pub use read::{ConfigErrors, Mistake, Setting};
+pub use redis::Redis;
+use redis::redis;
 pub use telemetry::Telemetry;
 use telemetry::telemetry;
 pub use variables::{Fallback, Shown, VARIABLES, Variable};
@@ -64,10 +67,8 @@ pub struct Config {
     pub log: Log,
     pub jwt: Jwt,
     pub database: Database,
-    /// The URL of Redis, for the client library.
-    pub redis_url: Option<SecretString>,
-    /// What the names of all keys there begin with.
-    pub redis_prefix: String,
+    /// Where replicas share what they may lose, if anywhere.
+    pub redis: Option<Redis>,
     pub mail: Mail,
     pub notification_service_url: Option<Url>,
     /// How long the audit trail is kept; `None` keeps it for good.
@@ -289,11 +290,7 @@ impl Config {
             }),
         };
         let database = database(r, &data_dir);
-        let redis_url = redis_url(r);
-        let redis_prefix = r.value(&variables::REDIS_PREFIX, parse::redis_prefix);
-        if redis_url.is_none() && r.is_set(&variables::REDIS_PREFIX) {
-            r.warn("neither REDIS_URL nor REDIS_HOST is set: nothing comes of REDIS_PREFIX");
-        }
+        let redis = redis(r);
         let jwt = jwt(r);
         // A broken PostgreSQL URL is meant to be one: what is wrong with the key is told in the same breath.
         let postgres = matches!(database.store, Store::Postgres { .. })
@@ -326,8 +323,7 @@ impl Config {
             log,
             jwt,
             database,
-            redis_url,
-            redis_prefix,
+            redis,
             mail,
             notification_service_url,
             audit_retention,
@@ -483,20 +479,6 @@ fn secret_key(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Option<SecretS
         r.warn(format!("SECRET_KEY: it has {} bytes; {} or more are hard to guess", text.len(), key::MIN_BYTES));
     }
     Some(secret)
-}
-
-fn redis_url(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Option<SecretString> {
-    let url = r.optional(&variables::REDIS_URL, parse::redis_url);
-    let host = r.optional(&variables::REDIS_HOST, parse::host);
-    let port = r.value(&variables::REDIS_PORT, parse::port);
-    if url.is_none() && host.is_none() && r.is_set(&variables::REDIS_PORT) {
-        r.warn("REDIS_HOST is not set: nothing comes of REDIS_PORT");
-    }
-    let url = url.or_else(|| match host? {
-        host if host.contains(':') => Some(format!("redis://[{host}]:{port}")),
-        host => Some(format!("redis://{host}:{port}")),
-    });
-    url.map(Into::into)
 }
 
 fn accounts(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Accounts {

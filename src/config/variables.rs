@@ -121,8 +121,9 @@ variables! {
         AUTO_MIGRATE = "true", "true or false", Plain;
     }
     "Redis" {
-        /// The Redis in which replicas count failed logins and registrations together. It outranks `REDIS_HOST`.
-        REDIS_URL => "none: each replica counts by itself",
+        /// The Redis through which replicas count together, share what they show of users, and tell each other of changes. It outranks
+        /// `REDIS_HOST`.
+        REDIS_URL => "none: each replica counts and reads by itself",
             "a URL of redis, rediss, redis-sentinel or redis-cluster, like redis://redis:6379/1", Place;
         /// The Redis server, where there is no `REDIS_URL`.
         REDIS_HOST => "none", "a host name or an IP address", Plain;
@@ -130,6 +131,8 @@ variables! {
         REDIS_PORT = "6379", "a port from 1 to 65535", Plain;
         /// What the names of all keys there begin with, before a colon. Installations that share a Redis each need their own.
         REDIS_PREFIX = "identity", "up to 64 letters, digits, dots, dashes and underscores", Plain;
+        /// For how many milliseconds a call waits for an answer, and then does without.
+        REDIS_TIMEOUT_MS = "50", "a number of milliseconds up to 1000", Plain;
     }
     "Mail and events" {
         /// Where mail goes. Django's dotted names for these are taken as well.

@@ -20,16 +20,13 @@ local oldest = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 return math.max(1, tonumber(oldest[2]) + length - now)
 ";
 
-/// One that was counted.
+/// One that was counted, as it is called in its set.
 #[derive(Debug)]
-pub(super) struct Taken {
-    pub key: u64,
-    member: String,
-}
+pub(super) struct Member(String);
 
 /// What came of it.
 pub(super) enum Outcome {
-    Taken(Taken),
+    Taken(Member),
     Full { retry_after: Duration },
 }
 
@@ -41,15 +38,15 @@ pub(super) async fn take(redis: &Redis, key: u64, rate: Rate, now: i64) -> Optio
     let name = name(redis, key);
     let wait: i64 = redis.ask(async |client| client.eval(TAKE, name, arguments).await).await?;
     Some(match u64::try_from(wait) {
-        Ok(0) => Outcome::Taken(Taken { key, member }),
+        Ok(0) => Outcome::Taken(Member(member)),
         wait => Outcome::Full { retry_after: Duration::from_micros(wait.unwrap_or_default()) },
     })
 }
 
 /// Undoes a count. Where Redis is away, the count runs out with its window.
-pub(super) async fn give_back(redis: &Redis, taken: Taken) {
-    let name = name(redis, taken.key);
-    redis.ask(async |client| client.zrem::<(), _, _>(name, taken.member).await).await;
+pub(super) async fn give_back(redis: &Redis, key: u64, Member(member): Member) {
+    let name = name(redis, key);
+    redis.ask(async |client| client.zrem::<(), _, _>(name, member).await).await;
 }
 
 /// Forgets all that was counted under the key.

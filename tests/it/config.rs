@@ -82,7 +82,7 @@ fn with_nothing_set_the_documented_defaults_hold() {
     assert_eq!(config.database.store.to_string(), "SQLite at ./data/identity.db");
     assert_eq!(config.database.connection_max_age, Duration::from_mins(10));
     assert!(config.database.auto_migrate);
-    assert!(config.redis_url.is_none());
+    assert!(config.redis.is_none());
     assert!(matches!(config.mail.transport, MailTransport::Console));
     assert_eq!(config.jwt.algorithm, Algorithm::Hs256);
     assert_eq!(config.jwt.access_lifetime, Duration::from_hours(1));
@@ -152,7 +152,7 @@ fn the_compose_file_of_the_original_loads() {
     ]);
     assert_eq!(config.database.store.to_string(), "PostgreSQL at postgres:5432/user_service_db");
     assert_eq!(postgres_url(&config), "postgres://postgres:postgres@postgres:5432/user%5Fservice%5Fdb");
-    assert_eq!(config.redis_url.as_ref().unwrap().expose_secret(), "redis://redis:6379/1");
+    assert_eq!(config.redis.as_ref().unwrap().url.expose_secret(), "redis://redis:6379/1");
     assert_eq!(config.keys().unwrap().signing.expose(), b"dev-jwt-secret");
     for name in ["JWT_SECRET_KEY", "SECRET_KEY"] {
         assert!(config.warnings.iter().any(|warning| warning.starts_with(name)), "{name}: {:?}", config.warnings);
@@ -237,6 +237,8 @@ fn each_mistake_is_named() {
         ("REDIS_PORT", "x"),
         ("REDIS_PREFIX", "users:one"),
         ("REDIS_PREFIX", "{users}"),
+        ("REDIS_TIMEOUT_MS", "0"),
+        ("REDIS_TIMEOUT_MS", "1001"),
         ("REDIS_PREFIX", &"x".repeat(65)),
         ("EMAIL_BACKEND", "django.core.mail.backends.locmem.EmailBackend"),
         ("EMAIL_PORT", "smtp"),
@@ -489,7 +491,7 @@ fn database_url_outranks_postgres_host_and_says_so() {
 #[test]
 fn redis_host_and_port_make_a_url() {
     let config = loaded(&[("REDIS_HOST", "redis"), ("REDIS_PORT", "6380")]);
-    assert_eq!(config.redis_url.as_ref().unwrap().expose_secret(), "redis://redis:6380");
+    assert_eq!(config.redis.as_ref().unwrap().url.expose_secret(), "redis://redis:6380");
     for url in ["rediss://r", "redis-sentinel://s:26379?node=t:26379&sentinelServiceName=m", "redis-cluster://c:7000"] {
         loaded(&[("REDIS_URL", url)]);
     }

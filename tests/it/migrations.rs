@@ -181,7 +181,7 @@ async fn without_the_right_to_create_pg_trgm_everything_else_is_there() {
     owner.execute_unprepared(&format!("CREATE ROLE {role}; GRANT ALL ON SCHEMA public TO {role}")).await.unwrap();
 
     let db = Db::connect(&options(&format!("{}?options=-c%20role%3D{role}", database.url))).await.unwrap();
-    assert_eq!(db.migrate().await.unwrap().len(), 7);
+    assert_eq!(db.migrate().await.unwrap().len(), 8);
     let trigrams = texts(&owner, "SELECT indexname::text FROM pg_indexes WHERE indexdef LIKE '%gin_trgm_ops%'").await;
     assert!(trigrams.is_empty(), "{trigrams:?}");
     insert_user(&db, "ada@example.com").await;

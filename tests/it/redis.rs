@@ -72,6 +72,54 @@ async fn replicas_count_failed_logins_together_and_a_success_on_one_clears_them_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn replicas_settle_the_general_limit_without_a_wait_for_it() {
+    for store in Store::all() {
+        let Some(mut redis) = PrivateRedis::start().await else { return };
+        let url = redis.url();
+        let service = Service::start_with(store, &[("REDIS_URL", url.as_str()), ("RATE_LIMIT_API", "60/1m")]).await;
+        let replica = service.replica().await;
+        // Sliding windows that all replicas share begin at whole minutes.
+        let now = service.clock.now();
+        service.set_clock(now - chrono::Duration::microseconds(now.timestamp_micros() % 60_000_000));
+        for at in [&service, &replica] {
+            until_cache_is("ok", at).await;
+        }
+        let user = service.user(EMAIL).await;
+        let calls = async |actor: &Actor, count: usize, face| {
+            let mut let_through = 0;
+            for _ in 0..count {
+                let outcome = actor.call(face, "ProfileService.GetMyProfile", json!({})).await;
+                assert!(outcome.status == 200 || outcome.status == 429, "{outcome:?}");
+                let_through += usize::from(outcome.status == 200);
+            }
+            let_through
+        };
+        // In turns: each hears of the other in between.
+        let there = user.at(replica.address);
+        let mut all = 0;
+        for turn in 0..16 {
+            let (actor, face) = if turn % 2 == 0 { (&user, Face::Rest) } else { (&there, Face::Grpc) };
+            all += calls(actor, 5, face).await;
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        // Five more may pass on the side that hasn't heard of the last five.
+        assert!((60..=65).contains(&all), "{store:?}: {all}");
+        let refused = there.call(Face::Rest, "ProfileService.GetMyProfile", json!({})).await;
+        assert!(
+            refused.status == 429 && refused.retry_after.is_some_and(|secs| (1..=60).contains(&secs)),
+            "{refused:?}"
+        );
+
+        // Two windows later nothing is left of it; and without Redis each counts by itself.
+        redis.kill().await;
+        service.clock.advance(chrono::Duration::minutes(2));
+        assert_eq!((calls(&user, 70, Face::Grpc).await, calls(&there, 70, Face::Rest).await), (60, 60), "{store:?}");
+        replica.stop().await;
+        service.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_redis_everything_goes_on_at_once_and_each_replica_counts_by_itself() {
     for store in Store::all() {
         let Some(mut redis) = PrivateRedis::start().await else { return };
@@ -142,7 +190,8 @@ async fn nobody_is_named_in_redis_and_counts_run_out() {
         client.custom(fred::types::CustomCommand::new_static("KEYS", None, false), vec!["*"]).await.unwrap();
     assert!(!keys.is_empty());
     for key in keys {
-        assert!(key.starts_with("identity:limit:") && !key.contains("user"), "{key}");
+        let names = ["limit", "account", "calls"].map(|kind| format!("identity:{kind}:"));
+        assert!(names.iter().any(|name| key.starts_with(name)) && !key.contains("user"), "{key}");
         let left: i64 = client.pttl(&key).await.unwrap();
         assert!(left > 0, "{key} stays for ever");
     }

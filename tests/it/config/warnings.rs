@@ -127,7 +127,9 @@ fn more_connections_than_sqlite_gets_are_warned_of() {
 fn settings_of_redis_without_a_redis_are_warned_of() {
     warned(&[("REDIS_PORT", "6380")], "REDIS_HOST is not set: nothing comes of REDIS_PORT");
     warned(&[("REDIS_PREFIX", "users")], "neither REDIS_URL nor REDIS_HOST is set: nothing comes of REDIS_PREFIX");
-    taken(&[("REDIS_HOST", "redis"), ("REDIS_PORT", "6380"), ("REDIS_PREFIX", "users")]);
+    let both = [("REDIS_PREFIX", "users"), ("REDIS_TIMEOUT_MS", "20")];
+    warned(&both, "neither REDIS_URL nor REDIS_HOST is set: nothing comes of REDIS_PREFIX, REDIS_TIMEOUT_MS");
+    taken(&[("REDIS_HOST", "redis"), ("REDIS_PORT", "6380"), ("REDIS_PREFIX", "users"), ("REDIS_TIMEOUT_MS", "20")]);
 }
 
 #[test]
