@@ -363,6 +363,7 @@ async fn connect(config: &Config) -> Result<Db, Cause> {
     };
     let options = DbOptions {
         url,
+        read_url: database.read_url.as_ref().map(|url| url.expose_secret().to_owned()),
         max_connections: database.max_connections,
         max_age: database.connection_max_age,
         ..DbOptions::default()

@@ -6,6 +6,7 @@
 //! free while the rollback is still queued.
 
 mod pool;
+mod replica;
 
 use std::{
     path::Path,
@@ -15,6 +16,7 @@ use std::{
 
 use log::LevelFilter;
 pub use pool::{Pool, Tx};
+use replica::Replica;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, SqlxPostgresConnector, SqlxSqliteConnector, Statement};
 use sqlx::{
     ConnectOptions, Connection, SqliteConnection,
@@ -32,6 +34,8 @@ use crate::{
 pub struct DbOptions {
     /// `sqlite:///path/to/file` or `postgres://…`, there with libpq's parameters (`sslmode`, `sslrootcert`).
     pub url: String,
+    /// A replica of PostgreSQL, for lists.
+    pub read_url: Option<String>,
     /// The bound of the pool. SQLite takes at most [`SQLITE_READERS`] of it, and one more to write.
     pub max_connections: u32,
     /// How long a call may wait for a connection, or on SQLite for its turn to write.
@@ -49,6 +53,7 @@ impl Default for DbOptions {
     fn default() -> Self {
         Self {
             url: String::new(),
+            read_url: None,
             max_connections: 16,
             acquire_timeout: Duration::from_millis(1500),
             statement_timeout: Duration::from_secs(5),
@@ -84,6 +89,7 @@ const MIGRATION_LOCK: i64 = i64::from_be_bytes(*b"identity");
 pub struct Db {
     reader: Pool,
     writer: Pool,
+    replica: Option<Arc<Replica>>,
     /// How many reads can run at once.
     max_reads: u32,
     /// How the migrations connect to PostgreSQL; on SQLite they are a transaction like others.
@@ -135,6 +141,7 @@ impl Db {
         Ok(Self {
             reader: Pool::of_sqlite(SqlxSqliteConnector::from_sqlx_sqlite_pool(reader)),
             writer: Pool::of_sqlite(SqlxSqliteConnector::from_sqlx_sqlite_pool(writer)),
+            replica: None,
             max_reads,
             migrations: None,
             metrics: Transactions::default(),
@@ -142,41 +149,38 @@ impl Db {
     }
 
     fn prepare_postgres(options: &DbOptions) -> Result<Self> {
-        let server: PgConnectOptions = options.url.parse().map_err(Error::internal)?;
-        let server = match server.get_application_name() {
-            Some(_) => server,
-            None => server.application_name("identity"),
+        let server = postgres_at(&options.url, options)?;
+        let both = postgres_pool(server.clone(), options);
+        let replica = match &options.read_url {
+            Some(url) => Some(Arc::new(Replica::new(postgres_pool(postgres_at(url, options)?, options)))),
+            None => None,
         };
-        let server =
-            server.log_statements(LevelFilter::Debug).log_slow_statements(LevelFilter::Warn, SLOW_STATEMENT).options([
-                ("lock_timeout", options.lock_timeout.as_millis()),
-                ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT.as_millis()),
-            ]);
         let max_reads = options.max_connections.max(1);
-        let pool = PgPoolOptions::new()
-            .max_connections(max_reads)
-            .acquire_timeout(options.acquire_timeout)
-            .max_lifetime(options.max_age)
-            .test_before_acquire(false)
-            .before_acquire(|connection, usage| {
-                Box::pin(async move {
-                    if usage.idle_for >= PING_AFTER_IDLE {
-                        let late = |late: tokio::time::error::Elapsed| sqlx::Error::Io(late.into());
-                        tokio::time::timeout(PING_TIMEOUT, connection.ping()).await.map_err(late)??;
-                    }
-                    Ok(true)
-                })
-            });
-        let address = server.clone().options([("statement_timeout", options.statement_timeout.as_millis())]);
-        let longest = options.acquire_timeout + options.statement_timeout + Duration::from_secs(1);
-        let both = Pool::of_postgres(address, pool, longest);
-        let metrics = Transactions::default();
-        Ok(Self { reader: both.clone(), writer: both, max_reads, migrations: Some(Arc::new(server)), metrics })
+        Ok(Self {
+            reader: both.clone(),
+            writer: both,
+            replica,
+            max_reads,
+            migrations: Some(Arc::new(server)),
+            metrics: Transactions::default(),
+        })
     }
 
     /// The connection for reads. A write through it fails on SQLite.
     pub fn reader(&self) -> &Pool {
         &self.reader
+    }
+
+    /// A read-only transaction on the replica, if there is one and it has all that was committed before this call.
+    pub async fn replica(&self) -> Option<Tx> {
+        self.replica.as_ref()?.caught_up_with(&self.reader).await
+    }
+
+    /// The replica didn't do what it was asked for: it is not asked for a while.
+    pub fn leave_replica_alone(&self, why: &Error) {
+        if let Some(replica) = &self.replica {
+            replica.leave_alone(why);
+        }
     }
 
     /// How many reads can run at once; on PostgreSQL they share the connections with the writes.
@@ -204,7 +208,10 @@ impl Db {
     pub fn pools(&self) -> Vec<metrics::Pool> {
         match self.reader.get_database_backend() {
             DbBackend::Sqlite => vec![self.reader.figures("read"), self.writer.figures("write")],
-            _ => vec![self.reader.figures("main")],
+            _ => {
+                let replica = self.replica.iter().map(|replica| replica.figures());
+                [self.reader.figures("main")].into_iter().chain(replica).collect()
+            }
         }
     }
 
@@ -259,6 +266,9 @@ impl Db {
     /// written back to its file.
     pub async fn close(&self) {
         let closed = async {
+            if let Some(replica) = &self.replica {
+                replica.close().await?;
+            }
             // The writer last: the last connection of all writes the log back, and a reader may not write.
             self.reader.close().await?;
             self.writer.close().await
@@ -269,6 +279,40 @@ impl Db {
             Err(_) => tracing::warn!("the database was left with calls still running"),
         }
     }
+}
+
+/// The server that a URL names, and what holds for each session there.
+fn postgres_at(url: &str, options: &DbOptions) -> Result<PgConnectOptions> {
+    let server: PgConnectOptions = url.parse().map_err(Error::internal)?;
+    let server = match server.get_application_name() {
+        Some(_) => server,
+        None => server.application_name("identity"),
+    };
+    let server = server.log_statements(LevelFilter::Debug).log_slow_statements(LevelFilter::Warn, SLOW_STATEMENT);
+    Ok(server.options([
+        ("lock_timeout", options.lock_timeout.as_millis()),
+        ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT.as_millis()),
+    ]))
+}
+
+fn postgres_pool(server: PgConnectOptions, options: &DbOptions) -> Pool {
+    let pool = PgPoolOptions::new()
+        .max_connections(options.max_connections.max(1))
+        .acquire_timeout(options.acquire_timeout)
+        .max_lifetime(options.max_age)
+        .test_before_acquire(false)
+        .before_acquire(|connection, usage| {
+            Box::pin(async move {
+                if usage.idle_for >= PING_AFTER_IDLE {
+                    let late = |late: tokio::time::error::Elapsed| sqlx::Error::Io(late.into());
+                    tokio::time::timeout(PING_TIMEOUT, connection.ping()).await.map_err(late)??;
+                }
+                Ok(true)
+            })
+        });
+    let address = server.options([("statement_timeout", options.statement_timeout.as_millis())]);
+    let longest = options.acquire_timeout + options.statement_timeout + Duration::from_secs(1);
+    Pool::of_postgres(address, pool, longest)
 }
 
 /// The pool of the one connection that writes. To turn a new file to its log in WAL mode SQLite wants it for itself, and where

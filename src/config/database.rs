@@ -20,6 +20,8 @@ use super::{
 #[derive(Debug, Clone)]
 pub struct Database {
     pub store: Store,
+    /// A replica of PostgreSQL, for lists.
+    pub read_url: Option<SecretString>,
     pub max_connections: u32,
     /// The age at which a connection is closed.
     pub connection_max_age: Duration,
@@ -64,6 +66,13 @@ pub(super) fn database(r: &mut Reader<impl Fn(&str) -> Option<String>>, data_dir
             Store::Sqlite { path: data_dir.join("identity.db") }
         }
     };
+    let replica = r.optional(&variables::DATABASE_READ_URL, |text| match self::store(text)? {
+        Store::Postgres { url, .. } => Ok(url),
+        Store::Sqlite { .. } => Err("is not a PostgreSQL URL".into()),
+    });
+    if replica.is_some() && matches!(store, Store::Sqlite { .. }) {
+        r.mistake(&variables::DATABASE_READ_URL, "it is set, though the database is SQLite");
+    }
     let max_connections = r.number(&variables::DATABASE_MAX_CONNECTIONS, 1..=1000);
     let is_sqlite = matches!(store, Store::Sqlite { .. });
     // The default is meant for PostgreSQL.
@@ -74,6 +83,7 @@ pub(super) fn database(r: &mut Reader<impl Fn(&str) -> Option<String>>, data_dir
     }
     Database {
         store,
+        read_url: replica,
         connection_max_age: r.value(&variables::POSTGRES_CONN_MAX_AGE, |text| parse::seconds(text, &(1..=86_400))),
         max_connections,
         auto_migrate: r.value(&variables::AUTO_MIGRATE, parse::boolean),

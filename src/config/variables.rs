@@ -103,6 +103,9 @@ variables! {
         /// The database. It outranks the POSTGRES variables.
         DATABASE_URL => "SQLite in DATA_DIR/identity.db, or PostgreSQL where POSTGRES_HOST is set",
             "sqlite:path/to/file.db or postgres://user:password@host:5432/name", Place;
+        /// A replica of that PostgreSQL, for lists of users. It is read once it has all that was committed before the call.
+        DATABASE_READ_URL => "none: lists are read where all else is",
+            "postgres://user:password@host:5432/name, with PostgreSQL as the database", Place;
         /// The PostgreSQL server. Set, it takes the place of SQLite.
         POSTGRES_HOST => "none: SQLite", "a host name, an IP address or the folder of a socket", Plain;
         /// Its port.

@@ -292,14 +292,22 @@ impl App {
         // In a task of its own: a database works on when nobody waits any more, and the place is taken for as long.
         let listed = async move {
             let _place = place;
-            app.page_of_users(&caller, query).await
+            if let Some(replica) = app.db.replica().await {
+                match app.page_of_users(&replica, &caller, &query).await {
+                    // It went, or it was busy taking in what the primary did.
+                    Err(error @ (Error::Unavailable { .. } | Error::Internal(_))) => app.db.leave_replica_alone(&error),
+                    answer => return answer,
+                }
+            }
+            app.page_of_users(app.db.reader(), &caller, &query).await
         };
         tokio::spawn(listed.in_current_span()).await.map_err(|_| Error::internal("a list of users panicked"))?
     }
 
-    async fn page_of_users(&self, caller: &Caller, query: Query) -> Result<Page> {
+    async fn page_of_users(&self, db: &impl ConnectionTrait, caller: &Caller, query: &Query) -> Result<Page> {
         let view = View { everyone: caller.sees_everyone(), emails: self.sees_emails(caller) };
         let Query { filter, ordering, position, page_size: PageSize(size) } = query;
+        let size = *size;
         if filter.group_id.is_some() && !caller.roles.is_admin() {
             return Err(Error::PermissionDenied(Denial::Role));
         }
@@ -309,16 +317,16 @@ impl App {
         // A release that spells this otherwise refuses the tokens of the one before, and their callers start anew.
         let list = format!("list of users {view:?} {filter:?} {ordering:?}");
         let (start, number) = match position {
-            Position::Page(number) => (Start::At((number.get() - 1).saturating_mul(size)), Some(number)),
-            Position::After(token) => (Start::After(self.open_page_token(&list, &token, &ordering)?), None),
+            Position::Page(number) => (Start::At((number.get() - 1).saturating_mul(size)), Some(*number)),
+            Position::After(token) => (Start::After(self.open_page_token(&list, token, ordering)?), None),
         };
 
-        let backend = self.db.reader().get_database_backend();
+        let backend = db.get_database_backend();
         // A search counts on the way, for it collects all that it finds.
-        let counted = if filter.is_search() { None } else { Some(self.count_users(&filter, view).await?) };
+        let counted = if filter.is_search() { None } else { Some(self.count_users(db, filter, view).await?) };
         let is_collected = counted.is_none_or(|count| filter.is_by_holding() && count <= COLLECTED_MAX);
-        let page = filter.select_page(view, &ordering, start, size + 1, is_collected, backend);
-        let rows = self.db.reader().query_all_raw(page.build(backend)).await?;
+        let page = filter.select_page(view, ordering, start, size + 1, is_collected, backend);
+        let rows = db.query_all_raw(page.build(backend)).await?;
         if rows.is_empty() && number.is_some_and(|number| number > NonZeroU64::MIN) {
             return Err(Error::NotFound(Resource::Page));
         }
@@ -327,7 +335,7 @@ impl App {
             (None, Some(row)) => row.try_get::<i64>("", "count")?.unsigned_abs(),
             // Where the first page is empty, they all are.
             (None, None) if number.is_some() => 0,
-            (None, None) => self.count_users(&filter, view).await?,
+            (None, None) => self.count_users(db, filter, view).await?,
         };
         let users = rows.iter().map(|row| User::from_query_result(row, ""));
         let mut users: Vec<_> = users.collect::<Result<_, _>>()?;
@@ -335,7 +343,7 @@ impl App {
         let has_next = users.len() as u64 > size;
         users.truncate(usize::try_from(size).unwrap_or(usize::MAX));
         let last = users.last().filter(|_| has_next);
-        let next_page_token = last.map(|user| self.page_token(&list, user, &ordering)).transpose()?;
+        let next_page_token = last.map(|user| self.page_token(&list, user, ordering)).transpose()?;
         if !view.emails {
             for user in users.iter_mut().filter(|user| user.id != caller.user_id) {
                 user.email = EmailAddress::mask(&user.email);
@@ -345,14 +353,13 @@ impl App {
     }
 
     /// How many users there are to list: exactly, or where nothing is filtered and there are many, up to a second ago.
-    async fn count_users(&self, filter: &Filter, view: View) -> Result<u64> {
+    async fn count_users(&self, db: &impl ConnectionTrait, filter: &Filter, view: View) -> Result<u64> {
         let is_unfiltered = !filter.is_search() && !filter.is_by_holding() && filter.is_verified.is_none();
         let last = is_unfiltered.then(|| &self.user_counts[usize::from(view.everyone)]);
         let now = self.clock.now();
         if let Some(count) = last.and_then(|last| last.fresh(now)) {
             return Ok(count);
         }
-        let db = self.db.reader();
         let count = filter.select_count(view, db.get_database_backend()).into_tuple::<i64>().one(db).await?;
         let count = count.unwrap_or_default().unsigned_abs();
         if let Some(last) = last.filter(|_| count > COUNTED_EACH_TIME) {

@@ -45,6 +45,7 @@ mod probes;
 mod profile;
 mod redis;
 mod registration;
+mod replica;
 mod rest;
 mod rest_parity;
 mod revocations;

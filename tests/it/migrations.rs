@@ -25,6 +25,7 @@ use crate::harness::{
 
 pub fn options(url: &str) -> DbOptions {
     DbOptions {
+        read_url: None,
         url: url.to_owned(),
         max_connections: 4,
         acquire_timeout: Duration::from_secs(2),

@@ -33,6 +33,17 @@ max_wal_senders = 0
 autovacuum = off
 ";
 
+/// What a server needs besides to have replicas.
+const REPLICATED: &str = "
+wal_level = replica
+max_wal_senders = 4
+";
+
+/// What a replica says of itself: each statement goes into its log.
+const REPLICA: &str = "
+log_statement = 'all'
+";
+
 /// Whether tests can have a PostgreSQL: a given one, or the programs to start one.
 pub fn is_available() -> bool {
     setting("TEST_DATABASE_URL").is_some() || can_be_started()
@@ -55,7 +66,7 @@ pub async fn shared_server() -> &'static Url {
         if let Some(url) = setting("TEST_DATABASE_URL") {
             return Server { url: Url::parse(&url).expect("TEST_DATABASE_URL is a URL"), _lease: None };
         }
-        let (url, lease) = on_a_thread(|| join_or_start("postgres", || Cluster::start_new()?.watched())).await;
+        let (url, lease) = on_a_thread(|| join_or_start("postgres", || Cluster::start_new("")?.watched())).await;
         Server { url, _lease: Some(lease) }
     });
     &server.await.url
@@ -73,12 +84,39 @@ pub struct PrivatePostgres {
 
 impl PrivatePostgres {
     pub async fn start() -> Self {
-        on_a_thread(|| {
-            let cluster = Cluster::start_new()?;
-            let Watched { url, watchdog, lease, .. } = cluster.watched()?;
-            Ok(Self { url: url.into(), cluster, watchdog, _lease: lease })
-        })
-        .await
+        Self::start_with("").await
+    }
+
+    /// One that `replica` can follow.
+    pub async fn start_replicated() -> Self {
+        Self::start_with(REPLICATED).await
+    }
+
+    /// With these lines at the end of its configuration.
+    async fn start_with(settings: &'static str) -> Self {
+        on_a_thread(move || Self::watch_over(Cluster::start_new(settings)?)).await
+    }
+
+    /// A server that follows this one.
+    pub async fn replica(&self) -> Self {
+        let primary = self.cluster.clone();
+        on_a_thread(move || Self::watch_over(primary.start_replica()?)).await
+    }
+
+    fn watch_over(cluster: Cluster) -> io::Result<Self> {
+        let Watched { url, watchdog, lease, .. } = cluster.watched()?;
+        Ok(Self { url: url.into(), cluster, watchdog, _lease: lease })
+    }
+
+    /// What it wrote into its log.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.cluster.directory.join("log")).expect("the server's log")
+    }
+
+    /// From now on it is a primary itself, with a story of its own.
+    pub async fn promote(&self) {
+        let cluster = self.cluster.clone();
+        on_a_thread(move || cluster.run("pg_ctl", &["promote", "--wait", "--silent"])).await;
     }
 
     /// Ends it as a crash would: connections break off, what was committed stays.
@@ -127,13 +165,8 @@ struct Cluster {
 
 impl Cluster {
     /// A new server, which takes connections already. Nobody stops it yet: see `watched`.
-    fn start_new() -> io::Result<Self> {
-        let directory = tempfile::Builder::new().prefix("identity-postgres-").tempdir()?;
-        if let Some(user) = unprivileged_user()? {
-            chown(directory.path(), Some(user.uid), Some(user.gid))?;
-        }
-        let mut cluster =
-            Self { directory: directory.path().into(), port: 0, password: Uuid::new_v4().simple().to_string() };
+    fn start_new(settings: &str) -> io::Result<Self> {
+        let cluster = Self::in_new_directory(Uuid::new_v4().simple().to_string())?;
         fs::write(cluster.directory.join("password"), &cluster.password)?;
         // md5, since with SCRAM each connection of an unoptimised client takes a long while.
         cluster.run(
@@ -147,12 +180,39 @@ impl Cluster {
                 "--no-sync",
             ],
         )?;
-        File::options().append(true).open(cluster.data().join("postgresql.conf"))?.write_all(SETTINGS.as_bytes())?;
+        cluster.configure(SETTINGS)?;
+        cluster.configure(settings)?;
+        cluster.start_somewhere()
+    }
 
+    /// A copy of this server, which follows it.
+    fn start_replica(&self) -> io::Result<Self> {
+        let replica = Self::in_new_directory(self.password.clone())?;
+        let primary = format!("--dbname={}", self.url());
+        replica.run("pg_basebackup", &[&primary, "--write-recovery-conf", "--checkpoint=fast", "--no-sync"])?;
+        replica.configure(REPLICA)?;
+        replica.start_somewhere()
+    }
+
+    /// Nothing but a place for a server.
+    fn in_new_directory(password: String) -> io::Result<Self> {
+        let directory = tempfile::Builder::new().prefix("identity-postgres-").tempdir()?;
+        if let Some(user) = unprivileged_user()? {
+            chown(directory.path(), Some(user.uid), Some(user.gid))?;
+        }
+        Ok(Self { directory: directory.keep(), port: 0, password })
+    }
+
+    fn configure(&self, lines: &str) -> io::Result<()> {
+        File::options().append(true).open(self.data().join("postgresql.conf"))?.write_all(lines.as_bytes())
+    }
+
+    /// Starts it on a port that is free.
+    fn start_somewhere(mut self) -> io::Result<Self> {
         // Another process may take the port between finding and using it.
         for tries_left in (0..4).rev() {
-            cluster.port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-            match cluster.start() {
+            self.port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+            match self.start() {
                 Err(_) if tries_left > 0 => {}
                 result => {
                     result?;
@@ -160,8 +220,7 @@ impl Cluster {
                 }
             }
         }
-        let _ = directory.keep();
-        Ok(cluster)
+        Ok(self)
     }
 
     fn start(&self) -> io::Result<()> {
@@ -236,7 +295,8 @@ fn programs() -> Option<PathBuf> {
         std::cmp::Reverse(version)
     });
     let mut folders = std::env::split_paths(&path).chain(debian);
-    folders.find(|folder| ["initdb", "pg_ctl", "postgres"].iter().all(|program| folder.join(program).is_file()))
+    let all = ["initdb", "pg_basebackup", "pg_ctl", "postgres"];
+    folders.find(|folder| all.iter().all(|program| folder.join(program).is_file()))
 }
 
 struct User {

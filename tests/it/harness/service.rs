@@ -19,6 +19,7 @@ use identity::{
     model::password::Password,
     server::Server,
 };
+use secrecy::ExposeSecret;
 use serde_json::json;
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -68,7 +69,11 @@ impl Service {
 
     /// Over the database at this URL, which is migrated if need be; without Redis.
     pub async fn start_over(url: &str) -> Self {
-        let settings = SETTINGS.map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec();
+        Self::start_over_with(url, &[]).await
+    }
+
+    pub async fn start_over_with(url: &str, settings: &[(&str, &str)]) -> Self {
+        let settings = SETTINGS.iter().chain(settings).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         Self::run(Arc::new(Database::at(url)), settings, Clock::frozen(now())).await
     }
 
@@ -97,9 +102,13 @@ impl Service {
             _ => set.get(name).cloned(),
         })
         .unwrap_or_else(|mistakes| panic!("{mistakes}"));
-        let db = Db::connect(&DbOptions { url: database.url.clone(), max_connections: 8, ..DbOptions::default() })
-            .await
-            .unwrap();
+        let options = DbOptions {
+            url: database.url.clone(),
+            read_url: config.database.read_url.as_ref().map(|url| url.expose_secret().to_owned()),
+            max_connections: 8,
+            ..DbOptions::default()
+        };
+        let db = Db::connect(&options).await.unwrap();
         db.migrate().await.unwrap();
         let (mut mailer, mails) = Mailer::memory(&config.mail).unwrap();
         if set.contains_key("EMAIL_BACKEND") {
