@@ -33,6 +33,7 @@ mod housekeeping;
 mod letter;
 mod limits;
 mod metrics;
+mod migration_rules;
 mod migrations;
 mod openapi;
 mod operations;
