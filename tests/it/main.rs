@@ -16,6 +16,7 @@ mod avatar_store;
 mod bad_input;
 mod cache;
 mod cli;
+mod compose;
 mod config;
 mod conformance;
 mod db;

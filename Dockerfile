@@ -1,0 +1,43 @@
+# syntax=docker/dockerfile:1
+#
+# docker build -t identity .
+# docker build -t identity --build-arg RUSTFLAGS="-C target-cpu=x86-64-v3" .   for machines of one kind
+
+FROM rust:1.95-slim-trixie AS build
+WORKDIR /src
+ARG RUSTFLAGS=""
+ENV RUSTFLAGS=$RUSTFLAGS
+
+# The dependencies, in a layer of their own: it lasts until Cargo.lock changes. They are built for sources with nothing in them.
+COPY Cargo.toml Cargo.lock ./
+COPY migrations/Cargo.toml migrations/
+RUN mkdir -p src benches tests/it migrations/src \
+    && touch src/lib.rs migrations/src/lib.rs \
+    && echo 'fn main() {}' | tee build.rs src/main.rs benches/transcode.rs > tests/it/main.rs \
+    && cargo build --locked --release
+
+COPY build.rs ./
+COPY build build
+COPY proto proto
+COPY migrations migrations
+COPY src src
+# Cargo goes by the time of a file, which may be older than what was built for the empty one.
+RUN touch build.rs src/lib.rs src/main.rs migrations/src/lib.rs \
+    && cargo build --locked --release \
+    && install -D target/release/identity /image/usr/local/bin/identity \
+    && mkdir -p /volume/data
+
+# What glibc needs, the certificates of authorities, and no shell. Not static: musl's allocator and resolver are no match for
+# glibc's under load.
+FROM gcr.io/distroless/cc-debian13:nonroot
+COPY --from=build /image/ /
+# A volume that is made here belongs to the user.
+COPY --from=build --chown=65532:65532 /volume/ /
+USER 65532:65532
+WORKDIR /
+ENV DATA_DIR=/data
+VOLUME /data
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=6s --start-period=30s --start-interval=1s --retries=3 CMD ["identity", "healthcheck"]
+ENTRYPOINT ["identity"]
+CMD ["serve"]
