@@ -1,7 +1,7 @@
 //! Limits: how much of what is let through, and who is counted as one.
 //!
-//! They are counted in the process and touch no store, so one store will do. Whom the table of known clients sets apart is
-//! told in `strangers.rs`.
+//! Attempts are counted in the process on the one store, in Redis on the other. Whom the table of known clients sets apart is told
+//! in `strangers.rs`.
 
 use std::collections::BTreeMap;
 
@@ -27,9 +27,9 @@ pub const DOCUMENTED: [(&str, &str); 4] = [
 ];
 
 /// The service with the documented limits, where `settings` don't say otherwise.
-async fn limited(settings: &[(&str, &str)]) -> Service {
+async fn limited(store: Store, settings: &[(&str, &str)]) -> Service {
     let settings: Vec<_> = DOCUMENTED.iter().chain(settings).copied().collect();
-    Service::start_with(Store::all()[0], &settings).await
+    Service::start_with(store, &settings).await
 }
 
 pub async fn login(actor: &Actor, face: Face, email: &str, password: &str) -> Outcome {
@@ -77,342 +77,378 @@ async fn get_me(actor: &Actor, face: Face) -> Outcome {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_five_failures_the_sixth_is_told_when_to_come_back() {
-    let service = limited(&[]).await;
-    service.user("user@example.com").await;
-    let anyone = service.anonymous();
-    for n in 0..5 {
-        // One count for both faces and every spelling of the address.
-        let email = ["user@example.com", "USER@Example.com "][n / 2 % 2];
-        login(&anyone, Face::ALL[n % 2], email, WRONG).await.expect(401);
-    }
-    for face in Face::ALL {
-        // Not even the right password: whoever guesses must not learn that it was.
-        let refused = login(&anyone, face, "user@example.com", PASSWORD).await;
-        assert_eq!((refused.status, refused.retry_after), (429, Some(900)), "{refused:?}");
-        let text = "Request throttled. Retry after 15 minutes";
-        match face {
-            Face::Rest => assert_eq!(serde_json::from_str::<Value>(&refused.text).unwrap(), json!({ "error": text })),
-            Face::Grpc => assert_eq!((refused.text.as_str(), refused.reason.as_deref()), (text, Some("THROTTLED"))),
+    for store in Store::all() {
+        let service = limited(store, &[]).await;
+        service.user("user@example.com").await;
+        let anyone = service.anonymous();
+        for n in 0..5 {
+            // One count for both faces and every spelling of the address.
+            let email = ["user@example.com", "USER@Example.com "][n / 2 % 2];
+            login(&anyone, Face::ALL[n % 2], email, WRONG).await.expect(401);
         }
-    }
-    login(&anyone, Face::Rest, "nobody@example.com", WRONG).await.expect(404);
+        for face in Face::ALL {
+            // Not even the right password: whoever guesses must not learn that it was.
+            let refused = login(&anyone, face, "user@example.com", PASSWORD).await;
+            assert_eq!((refused.status, refused.retry_after), (429, Some(900)), "{refused:?}");
+            let text = "Request throttled. Retry after 15 minutes";
+            match face {
+                Face::Rest => {
+                    assert_eq!(serde_json::from_str::<Value>(&refused.text).unwrap(), json!({ "error": text }))
+                }
+                Face::Grpc => assert_eq!((refused.text.as_str(), refused.reason.as_deref()), (text, Some("THROTTLED"))),
+            }
+        }
+        login(&anyone, Face::Rest, "nobody@example.com", WRONG).await.expect(404);
 
-    service.clock.advance(Duration::minutes(15) - Duration::microseconds(1));
-    let refused = login(&anyone, Face::Rest, "user@example.com", PASSWORD).await;
-    assert_eq!((refused.status, refused.retry_after), (429, Some(1)));
-    service.clock.advance(Duration::microseconds(1));
-    login(&anyone, Face::Rest, "user@example.com", PASSWORD).await.expect(200);
-    service.stop().await;
+        service.clock.advance(Duration::minutes(15) - Duration::microseconds(1));
+        let refused = login(&anyone, Face::Rest, "user@example.com", PASSWORD).await;
+        assert_eq!((refused.status, refused.retry_after), (429, Some(1)));
+        service.clock.advance(Duration::microseconds(1));
+        login(&anyone, Face::Rest, "user@example.com", PASSWORD).await.expect(200);
+        service.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_window_slides() {
-    let service = limited(&[]).await;
-    let anyone = service.anonymous();
-    let fail = async || login(&anyone, Face::Grpc, "nobody@example.com", WRONG).await.status;
-    assert_eq!(fail().await, 404);
-    service.clock.advance(Duration::minutes(10));
-    for _ in 0..4 {
+    for store in Store::all() {
+        let service = limited(store, &[]).await;
+        let anyone = service.anonymous();
+        let fail = async || login(&anyone, Face::Grpc, "nobody@example.com", WRONG).await.status;
         assert_eq!(fail().await, 404);
+        service.clock.advance(Duration::minutes(10));
+        for _ in 0..4 {
+            assert_eq!(fail().await, 404);
+        }
+        assert_eq!(fail().await, 429);
+        // The first runs out, and makes room for one, not for five.
+        service.clock.advance(Duration::minutes(5));
+        assert_eq!((fail().await, fail().await), (404, 429));
+        service.clock.advance(Duration::minutes(10));
+        let freed = [fail().await, fail().await, fail().await, fail().await, fail().await];
+        assert_eq!(freed, [404, 404, 404, 404, 429]);
+        service.stop().await;
     }
-    assert_eq!(fail().await, 429);
-    // The first runs out, and makes room for one, not for five.
-    service.clock.advance(Duration::minutes(5));
-    assert_eq!((fail().await, fail().await), (404, 429));
-    service.clock.advance(Duration::minutes(10));
-    let freed = [fail().await, fail().await, fail().await, fail().await, fail().await];
-    assert_eq!(freed, [404, 404, 404, 404, 429]);
-    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_success_clears_the_failures_before_it() {
-    let service = limited(&[]).await;
-    service.user("user@example.com").await;
-    let anyone = service.anonymous();
-    for _ in 0..3 {
-        for _ in 0..4 {
-            login(&anyone, Face::Rest, "user@example.com", WRONG).await.expect(401);
+    for store in Store::all() {
+        let service = limited(store, &[]).await;
+        service.user("user@example.com").await;
+        let anyone = service.anonymous();
+        for _ in 0..3 {
+            for _ in 0..4 {
+                login(&anyone, Face::Rest, "user@example.com", WRONG).await.expect(401);
+            }
+            login(&anyone, Face::Grpc, "user@example.com", PASSWORD).await.expect(200);
         }
-        login(&anyone, Face::Grpc, "user@example.com", PASSWORD).await.expect(200);
-    }
-    service.stop().await;
+        service.stop().await;
 
-    let service = limited(&[("RATE_LIMIT_LOGIN_COUNTS", "attempts")]).await;
-    service.user("user@example.com").await;
-    let anyone = service.anonymous();
-    for _ in 0..5 {
-        login(&anyone, Face::Rest, "user@example.com", PASSWORD).await.expect(200);
+        let service = limited(store, &[("RATE_LIMIT_LOGIN_COUNTS", "attempts")]).await;
+        service.user("user@example.com").await;
+        let anyone = service.anonymous();
+        for _ in 0..5 {
+            login(&anyone, Face::Rest, "user@example.com", PASSWORD).await.expect(200);
+        }
+        login(&anyone, Face::Rest, "user@example.com", PASSWORD).await.expect(429);
+        service.stop().await;
     }
-    login(&anyone, Face::Rest, "user@example.com", PASSWORD).await.expect(429);
-    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_fifty_wrong_logins_at_once_exactly_five_are_looked_at() {
-    let service = limited(&[]).await;
-    service.user("user@example.com").await;
-    let anyone = service.anonymous();
-    let logins = (0..50).map(|n| login(&anyone, Face::ALL[n % 2], "user@example.com", WRONG));
-    assert_eq!(tally(&join_all(logins).await), [(401, 5), (429, 45)].into());
-    service.stop().await;
+    for store in Store::all() {
+        let service = limited(store, &[]).await;
+        service.user("user@example.com").await;
+        let anyone = service.anonymous();
+        let logins = (0..50).map(|n| login(&anyone, Face::ALL[n % 2], "user@example.com", WRONG));
+        assert_eq!(tally(&join_all(logins).await), [(401, 5), (429, 45)].into());
+        service.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_tries_many_addresses_is_stopped_after_fifty_failures() {
-    let service = limited(&[]).await;
-    service.user("user@example.com").await;
-    let anyone = service.anonymous();
-    // A login that succeeds is no failure.
-    login(&anyone, Face::Rest, "user@example.com", PASSWORD).await.expect(200);
-    let emails: Vec<_> = (0..60).map(|n| format!("nobody{n}@example.com")).collect();
-    let logins = emails.iter().enumerate().map(|(n, email)| login(&anyone, Face::ALL[n % 2], email, WRONG));
-    assert_eq!(tally(&join_all(logins).await), [(404, 50), (429, 10)].into());
-    login(&anyone, Face::Rest, "user@example.com", PASSWORD).await.expect(429);
-    service.stop().await;
+    for store in Store::all() {
+        let service = limited(store, &[]).await;
+        service.user("user@example.com").await;
+        let anyone = service.anonymous();
+        // A login that succeeds is no failure.
+        login(&anyone, Face::Rest, "user@example.com", PASSWORD).await.expect(200);
+        let emails: Vec<_> = (0..60).map(|n| format!("nobody{n}@example.com")).collect();
+        let logins = emails.iter().enumerate().map(|(n, email)| login(&anyone, Face::ALL[n % 2], email, WRONG));
+        assert_eq!(tally(&join_all(logins).await), [(404, 50), (429, 10)].into());
+        login(&anyone, Face::Rest, "user@example.com", PASSWORD).await.expect(429);
+        service.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attacker_elsewhere_can_not_lock_the_owner_out() {
-    let service = limited(&[("TRUSTED_PROXIES", "127.0.0.1")]).await;
-    service.user("user@example.com").await;
-    let anyone = service.anonymous();
-    for status in [401, 401, 401, 401, 401, 429] {
-        login_forwarded(&anyone, Face::Rest, &["203.0.113.66"]).await.expect(status);
+    for store in Store::all() {
+        let service = limited(store, &[("TRUSTED_PROXIES", "127.0.0.1")]).await;
+        service.user("user@example.com").await;
+        let anyone = service.anonymous();
+        for status in [401, 401, 401, 401, 401, 429] {
+            login_forwarded(&anyone, Face::Rest, &["203.0.113.66"]).await.expect(status);
+        }
+        login(&anyone, Face::Rest, "user@example.com", PASSWORD).await.expect(200);
+        login_forwarded(&anyone, Face::Rest, &["203.0.113.66"]).await.expect(429);
+        service.stop().await;
     }
-    login(&anyone, Face::Rest, "user@example.com", PASSWORD).await.expect(200);
-    login_forwarded(&anyone, Face::Rest, &["203.0.113.66"]).await.expect(429);
-    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_that_nobody_had_time_to_look_at_is_no_failure() {
-    // Hashes that take their time, and room for two of them.
-    let slow = [("HASH_THREADS", "1"), ("HASH_QUEUE", "1"), ("ARGON2_MEMORY_KIB", "19456"), ("ARGON2_ITERATIONS", "8")];
-    let service = limited(&slow).await;
-    service.user("user@example.com").await;
-    let anyone = service.anonymous();
-    let logins = (0..5).map(|n| login(&anyone, Face::ALL[n % 2], "user@example.com", WRONG));
-    let outcomes = tally(&join_all(logins).await);
-    let (looked_at, turned_away) = (outcomes.get(&401).copied().unwrap_or(0), outcomes[&503]);
-    assert_eq!(looked_at + turned_away, 5, "{outcomes:?}");
-    for _ in 0..turned_away {
-        login(&anyone, Face::Rest, "user@example.com", WRONG).await.expect(401);
+    for store in Store::all() {
+        // Hashes that take their time, and room for two of them.
+        let slow =
+            [("HASH_THREADS", "1"), ("HASH_QUEUE", "1"), ("ARGON2_MEMORY_KIB", "19456"), ("ARGON2_ITERATIONS", "8")];
+        let service = limited(store, &slow).await;
+        service.user("user@example.com").await;
+        let anyone = service.anonymous();
+        let logins = (0..5).map(|n| login(&anyone, Face::ALL[n % 2], "user@example.com", WRONG));
+        let outcomes = tally(&join_all(logins).await);
+        let (looked_at, turned_away) = (outcomes.get(&401).copied().unwrap_or(0), outcomes[&503]);
+        assert_eq!(looked_at + turned_away, 5, "{outcomes:?}");
+        for _ in 0..turned_away {
+            login(&anyone, Face::Rest, "user@example.com", WRONG).await.expect(401);
+        }
+        login(&anyone, Face::Rest, "user@example.com", WRONG).await.expect(429);
+        service.stop().await;
     }
-    login(&anyone, Face::Rest, "user@example.com", WRONG).await.expect(429);
-    service.stop().await;
 }
 
 // Registrations.
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_registrations_an_hour_count_only_those_that_were_accepted() {
-    let service = limited(&[]).await;
-    let anyone = service.anonymous();
-    let register = async |face: Face, email: &str, password: &str| {
-        anyone.call(face, "AuthService.Register", json!({ "email": email, "password": password })).await
-    };
-    for n in 0..3 {
-        let face = Face::ALL[n % 2];
-        for _ in 0..3 {
-            register(face, "nobody", PASSWORD).await.expect(400);
-            register(face, &format!("user{n}@example.com"), "weak").await.expect(400);
+    for store in Store::all() {
+        let service = limited(store, &[]).await;
+        let anyone = service.anonymous();
+        let register = async |face: Face, email: &str, password: &str| {
+            anyone.call(face, "AuthService.Register", json!({ "email": email, "password": password })).await
+        };
+        for n in 0..3 {
+            let face = Face::ALL[n % 2];
+            for _ in 0..3 {
+                register(face, "nobody", PASSWORD).await.expect(400);
+                register(face, &format!("user{n}@example.com"), "weak").await.expect(400);
+            }
+            register(face, &format!("user{n}@example.com"), PASSWORD).await.expect(201);
+            if n < 2 {
+                register(face, "user0@example.com", PASSWORD).await.expect(400);
+            }
         }
-        register(face, &format!("user{n}@example.com"), PASSWORD).await.expect(201);
-        if n < 2 {
-            register(face, "user0@example.com", PASSWORD).await.expect(400);
+        for face in Face::ALL {
+            let refused = register(face, "user3@example.com", PASSWORD).await;
+            assert_eq!((refused.status, refused.retry_after), (429, Some(3600)), "{refused:?}");
+            assert!(refused.text.contains("Request throttled. Retry after 1 hour"), "{refused:?}");
         }
+        // A field's value is looked at first.
+        register(Face::Rest, "nobody", PASSWORD).await.expect(400);
+        service.clock.advance(Duration::hours(1));
+        register(Face::Rest, "user3@example.com", PASSWORD).await.expect(201);
+        service.stop().await;
     }
-    for face in Face::ALL {
-        let refused = register(face, "user3@example.com", PASSWORD).await;
-        assert_eq!((refused.status, refused.retry_after), (429, Some(3600)), "{refused:?}");
-        assert!(refused.text.contains("Request throttled. Retry after 1 hour"), "{refused:?}");
-    }
-    // A field's value is looked at first.
-    register(Face::Rest, "nobody", PASSWORD).await.expect(400);
-    service.clock.advance(Duration::hours(1));
-    register(Face::Rest, "user3@example.com", PASSWORD).await.expect(201);
-    service.stop().await;
 }
 
 // All calls.
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_are_counted_by_user_and_without_one_by_client() {
-    let service = limited(&[("RATE_LIMIT_API", "4/1m")]).await;
-    let [user, other] = [service.user("user@example.com").await, service.user("other@example.com").await];
-    for n in 0..4 {
-        get_me(&user, Face::ALL[n % 2]).await.expect(200);
-    }
-    for face in Face::ALL {
-        let refused = get_me(&user, face).await;
-        assert_eq!((refused.status, refused.retry_after), (429, Some(60)), "{refused:?}");
-    }
-    get_me(&other, Face::Rest).await.expect(200);
-
-    // Two calls without a user were the registrations.
-    get_me(&service.anonymous(), Face::Rest).await.expect(401);
-    get_me(&user.with_token("a.guessed.token"), Face::Grpc).await.expect(401);
-    get_me(&user.with_token("another.guessed.token"), Face::Rest).await.expect(429);
-    login(&user, Face::Grpc, "user@example.com", PASSWORD).await.expect(429);
-    for path in ["/api/nowhere/", "/api/auth/login/"] {
-        outcome_of(service.anonymous().request(Method::GET, path).send().await.unwrap()).await.expect(429);
-    }
-    for path in ["/api/health/", "/api/health"] {
-        outcome_of(service.anonymous().request(Method::GET, path).send().await.unwrap()).await.expect(200);
-    }
-    get_me(&other, Face::Grpc).await.expect(200);
-    service.clock.advance(Duration::minutes(1));
-    get_me(&user, Face::Rest).await.expect(200);
-    service.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn whoever_comes_back_after_retry_after_is_welcome() {
-    // Few are remembered one by one, many by their number.
-    for (rate, count) in [("3/1m", 3), ("150/1m", 150)] {
-        let service = limited(&[("RATE_LIMIT_API", rate)]).await;
-        let user = service.user("user@example.com").await;
-        for turn in 0..3 {
-            let mut let_in = 0;
-            let refused = loop {
-                let outcome = get_me(&user, Face::Rest).await;
-                if outcome.status == 429 {
-                    break outcome;
-                }
-                let_in += 1;
-                assert!(let_in <= count, "{rate}: more than the limit in turn {turn}");
-            };
-            assert!(let_in >= 1, "{rate}: sent back too early in turn {turn}");
-            service.clock.advance(Duration::seconds(i64::try_from(refused.retry_after.unwrap()).unwrap()));
+    for store in Store::all() {
+        let service = limited(store, &[("RATE_LIMIT_API", "4/1m")]).await;
+        let [user, other] = [service.user("user@example.com").await, service.user("other@example.com").await];
+        for n in 0..4 {
+            get_me(&user, Face::ALL[n % 2]).await.expect(200);
         }
+        for face in Face::ALL {
+            let refused = get_me(&user, face).await;
+            assert_eq!((refused.status, refused.retry_after), (429, Some(60)), "{refused:?}");
+        }
+        get_me(&other, Face::Rest).await.expect(200);
+
+        // Two calls without a user were the registrations.
+        get_me(&service.anonymous(), Face::Rest).await.expect(401);
+        get_me(&user.with_token("a.guessed.token"), Face::Grpc).await.expect(401);
+        get_me(&user.with_token("another.guessed.token"), Face::Rest).await.expect(429);
+        login(&user, Face::Grpc, "user@example.com", PASSWORD).await.expect(429);
+        for path in ["/api/nowhere/", "/api/auth/login/"] {
+            outcome_of(service.anonymous().request(Method::GET, path).send().await.unwrap()).await.expect(429);
+        }
+        for path in ["/api/health/", "/api/health"] {
+            outcome_of(service.anonymous().request(Method::GET, path).send().await.unwrap()).await.expect(200);
+        }
+        get_me(&other, Face::Grpc).await.expect(200);
+        service.clock.advance(Duration::minutes(1));
+        get_me(&user, Face::Rest).await.expect(200);
         service.stop().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn looks_into_a_token_are_counted_by_the_token() {
-    let service = limited(&[("RATE_LIMIT_API", "3/1m")]).await;
-    let user = service.user("user@example.com").await;
-    let look = async |face: Face, token: &str| {
-        service.anonymous().call(face, "AuthService.VerifyToken", json!({ "token": token })).await.status
-    };
-    let [access, refresh] = [&user.access_token, &user.refresh_token].map(|t| t.clone().unwrap());
-    for token in [access.as_str(), &refresh] {
-        for n in 0..3 {
-            assert_eq!(look(Face::ALL[n % 2], token).await, 200);
+async fn whoever_comes_back_after_retry_after_is_welcome() {
+    for store in Store::all() {
+        // Few are remembered one by one, many by their number.
+        for (rate, count) in [("3/1m", 3), ("150/1m", 150)] {
+            let service = limited(store, &[("RATE_LIMIT_API", rate)]).await;
+            let user = service.user("user@example.com").await;
+            for turn in 0..3 {
+                let mut let_in = 0;
+                let refused = loop {
+                    let outcome = get_me(&user, Face::Rest).await;
+                    if outcome.status == 429 {
+                        break outcome;
+                    }
+                    let_in += 1;
+                    assert!(let_in <= count, "{rate}: more than the limit in turn {turn}");
+                };
+                assert!(let_in >= 1, "{rate}: sent back too early in turn {turn}");
+                service.clock.advance(Duration::seconds(i64::try_from(refused.retry_after.unwrap()).unwrap()));
+            }
+            service.stop().await;
         }
-        assert_eq!((look(Face::Rest, token).await, look(Face::Grpc, token).await), (429, 429));
     }
-    // One that is none counts against the client, whose registration was the first call.
-    for status in [401, 401, 429] {
-        assert_eq!(look(Face::Rest, "a.guessed.token").await, status);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn looks_into_a_token_are_counted_by_the_token() {
+    for store in Store::all() {
+        let service = limited(store, &[("RATE_LIMIT_API", "3/1m")]).await;
+        let user = service.user("user@example.com").await;
+        let look = async |face: Face, token: &str| {
+            service.anonymous().call(face, "AuthService.VerifyToken", json!({ "token": token })).await.status
+        };
+        let [access, refresh] = [&user.access_token, &user.refresh_token].map(|t| t.clone().unwrap());
+        for token in [access.as_str(), &refresh] {
+            for n in 0..3 {
+                assert_eq!(look(Face::ALL[n % 2], token).await, 200);
+            }
+            assert_eq!((look(Face::Rest, token).await, look(Face::Grpc, token).await), (429, 429));
+        }
+        // One that is none counts against the client, whose registration was the first call.
+        for status in [401, 401, 429] {
+            assert_eq!(look(Face::Rest, "a.guessed.token").await, status);
+        }
+        // A gateway that looks into many tokens uses up nobody's calls.
+        get_me(&user, Face::Rest).await.expect(200);
+        service.stop().await;
     }
-    // A gateway that looks into many tokens uses up nobody's calls.
-    get_me(&user, Face::Rest).await.expect(200);
-    service.stop().await;
 }
 
 // Who is one client.
 
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_can_be_switched_off_and_gateways_exempted() {
-    let off = [("RATE_LIMIT_LOGIN", "off"), ("RATE_LIMIT_REGISTER", "off"), ("RATE_LIMIT_API", "off")];
-    let exempt = [
-        ("RATE_LIMIT_EXEMPT", "10.0.0.0/8, 127.0.0.0/8"),
-        ("RATE_LIMIT_LOGIN", "1/15m"),
-        ("RATE_LIMIT_REGISTER", "1/1h"),
-        ("RATE_LIMIT_API", "5/1m"),
-    ];
-    for (settings, user_is_counted) in [(&off[..], false), (&exempt[..], true)] {
-        let service = limited(settings).await;
-        let user = service.user("user@example.com").await;
-        for n in 0..8 {
-            service.user(&format!("user{n}@example.com")).await;
-            login(&user, Face::ALL[n % 2], "user@example.com", WRONG).await.expect(401);
-            get_me(&service.anonymous(), Face::ALL[n % 2]).await.expect(401);
+    for store in Store::all() {
+        let off = [("RATE_LIMIT_LOGIN", "off"), ("RATE_LIMIT_REGISTER", "off"), ("RATE_LIMIT_API", "off")];
+        let exempt = [
+            ("RATE_LIMIT_EXEMPT", "10.0.0.0/8, 127.0.0.0/8"),
+            ("RATE_LIMIT_LOGIN", "1/15m"),
+            ("RATE_LIMIT_REGISTER", "1/1h"),
+            ("RATE_LIMIT_API", "5/1m"),
+        ];
+        for (settings, user_is_counted) in [(&off[..], false), (&exempt[..], true)] {
+            let service = limited(store, settings).await;
+            let user = service.user("user@example.com").await;
+            for n in 0..8 {
+                service.user(&format!("user{n}@example.com")).await;
+                login(&user, Face::ALL[n % 2], "user@example.com", WRONG).await.expect(401);
+                get_me(&service.anonymous(), Face::ALL[n % 2]).await.expect(401);
+            }
+            for n in 0..6 {
+                // A user is no gateway: his or her own calls are counted wherever they come from.
+                get_me(&user, Face::Rest).await.expect(if user_is_counted && n == 5 { 429 } else { 200 });
+            }
+            service.stop().await;
         }
-        for n in 0..6 {
-            // A user is no gateway: his or her own calls are counted wherever they come from.
-            get_me(&user, Face::Rest).await.expect(if user_is_counted && n == 5 { 429 } else { 200 });
-        }
-        service.stop().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_forwarded_by_a_trusted_proxy_is_a_client_of_its_own() {
-    for face in Face::ALL {
-        let service = limited(&[("TRUSTED_PROXIES", "127.0.0.1, 10.0.0.0/8"), ("RATE_LIMIT_LOGIN", "1/15m")]).await;
-        let anyone = service.anonymous();
-        let cases: [(&[&str], u16); 15] = [
-            (&["203.0.113.1"], 404),
-            (&["203.0.113.1"], 429),
-            // Read from the right: what the client itself put in front counts for nothing.
-            (&["198.51.100.7, 203.0.113.1"], 429),
-            (&["198.51.100.7", "203.0.113.1"], 429),
-            (&["203.0.113.1, 10.1.2.3"], 429),
-            (&["203.0.113.1", "10.1.2.3,10.9.9.9"], 429),
-            (&["::ffff:203.0.113.1"], 429),
-            (&["203.0.113.2,203.0.113.1 , 10.1.2.3"], 429),
-            (&["203.0.113.2"], 404),
-            // With IPv6 one subscriber has a /64.
-            (&["2001:db8:1:2::1"], 404),
-            (&["2001:db8:1:2:ffff::9"], 429),
-            (&["2001:db8:1:3::1"], 404),
-            // Beyond what can't be read nobody is believed: it is the nearest proxy that is counted.
-            (&["203.0.113.9, unknown"], 404),
-            (&["203.0.113.10, unknown"], 429),
-            (&[], 429),
-        ];
-        for (forwarded, status) in cases {
-            let outcome = login_forwarded(&anyone, face, forwarded).await;
-            assert_eq!(outcome.status, status, "{forwarded:?} through {face:?}: {outcome:?}");
+    for store in Store::all() {
+        for face in Face::ALL {
+            let service =
+                limited(store, &[("TRUSTED_PROXIES", "127.0.0.1, 10.0.0.0/8"), ("RATE_LIMIT_LOGIN", "1/15m")]).await;
+            let anyone = service.anonymous();
+            let cases: [(&[&str], u16); 15] = [
+                (&["203.0.113.1"], 404),
+                (&["203.0.113.1"], 429),
+                // Read from the right: what the client itself put in front counts for nothing.
+                (&["198.51.100.7, 203.0.113.1"], 429),
+                (&["198.51.100.7", "203.0.113.1"], 429),
+                (&["203.0.113.1, 10.1.2.3"], 429),
+                (&["203.0.113.1", "10.1.2.3,10.9.9.9"], 429),
+                (&["::ffff:203.0.113.1"], 429),
+                (&["203.0.113.2,203.0.113.1 , 10.1.2.3"], 429),
+                (&["203.0.113.2"], 404),
+                // With IPv6 one subscriber has a /64.
+                (&["2001:db8:1:2::1"], 404),
+                (&["2001:db8:1:2:ffff::9"], 429),
+                (&["2001:db8:1:3::1"], 404),
+                // Beyond what can't be read nobody is believed: it is the nearest proxy that is counted.
+                (&["203.0.113.9, unknown"], 404),
+                (&["203.0.113.10, unknown"], 429),
+                (&[], 429),
+            ];
+            for (forwarded, status) in cases {
+                let outcome = login_forwarded(&anyone, face, forwarded).await;
+                assert_eq!(outcome.status, status, "{forwarded:?} through {face:?}: {outcome:?}");
+            }
+            service.stop().await;
         }
-        service.stop().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_stranger_claims_to_forward_is_ignored() {
-    for proxies in ["", "10.0.0.0/8"] {
-        let service = limited(&[("TRUSTED_PROXIES", proxies), ("RATE_LIMIT_LOGIN", "1/15m")]).await;
-        let anyone = service.anonymous();
-        login_forwarded(&anyone, Face::Rest, &["203.0.113.1"]).await.expect(404);
-        for face in Face::ALL {
-            login_forwarded(&anyone, face, &["203.0.113.2"]).await.expect(429);
-            login_forwarded(&anyone, face, &["203.0.113.2, 10.0.0.1"]).await.expect(429);
+    for store in Store::all() {
+        for proxies in ["", "10.0.0.0/8"] {
+            let service = limited(store, &[("TRUSTED_PROXIES", proxies), ("RATE_LIMIT_LOGIN", "1/15m")]).await;
+            let anyone = service.anonymous();
+            login_forwarded(&anyone, Face::Rest, &["203.0.113.1"]).await.expect(404);
+            for face in Face::ALL {
+                login_forwarded(&anyone, face, &["203.0.113.2"]).await.expect(429);
+                login_forwarded(&anyone, face, &["203.0.113.2, 10.0.0.1"]).await.expect(429);
+            }
+            service.stop().await;
         }
-        service.stop().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_that_are_made_up_count_against_whoever_sends_them() {
-    for face in Face::ALL {
-        let service = limited(&[("RATE_LIMIT_API", "4/1m")]).await;
-        let nobody = service.anonymous();
-        let mut statuses = Vec::new();
-        for n in 0..6 {
-            let token = json!({ "token": format!("made.up.{n}") });
-            statuses.push(nobody.call(face, "AuthService.VerifyToken", token).await.status);
+    for store in Store::all() {
+        for face in Face::ALL {
+            let service = limited(store, &[("RATE_LIMIT_API", "4/1m")]).await;
+            let nobody = service.anonymous();
+            let mut statuses = Vec::new();
+            for n in 0..6 {
+                let token = json!({ "token": format!("made.up.{n}") });
+                statuses.push(nobody.call(face, "AuthService.VerifyToken", token).await.status);
+            }
+            assert_eq!(statuses, [401, 401, 401, 401, 429, 429], "{face:?}");
+            service.stop().await;
         }
-        assert_eq!(statuses, [401, 401, 401, 401, 429, 429], "{face:?}");
-        service.stop().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_in_front_of_it_hides_what_a_trusted_proxy_adds() {
-    let service = limited(&[("TRUSTED_PROXIES", "127.0.0.1"), ("RATE_LIMIT_EXEMPT", "127.0.0.1")]).await;
-    let mut statuses = Vec::new();
-    for _ in 0..6 {
-        let forwarded = reqwest::header::HeaderValue::from_bytes(b"\xff, 9.9.9.9").unwrap();
-        let request =
-            service.anonymous().request(Method::POST, "/api/auth/login/").header("x-forwarded-for", forwarded);
-        let sent = request.json(&json!({ "email": "nobody@example.com", "password": WRONG })).send().await;
-        statuses.push(sent.unwrap().status().as_u16());
+    for store in Store::all() {
+        let service = limited(store, &[("TRUSTED_PROXIES", "127.0.0.1"), ("RATE_LIMIT_EXEMPT", "127.0.0.1")]).await;
+        let mut statuses = Vec::new();
+        for _ in 0..6 {
+            let forwarded = reqwest::header::HeaderValue::from_bytes(b"\xff, 9.9.9.9").unwrap();
+            let request =
+                service.anonymous().request(Method::POST, "/api/auth/login/").header("x-forwarded-for", forwarded);
+            let sent = request.json(&json!({ "email": "nobody@example.com", "password": WRONG })).send().await;
+            statuses.push(sent.unwrap().status().as_u16());
+        }
+        assert_eq!(statuses, [404, 404, 404, 404, 404, 429]);
+        service.stop().await;
     }
-    assert_eq!(statuses, [404, 404, 404, 404, 404, 429]);
-    service.stop().await;
 }
