@@ -21,6 +21,7 @@ mod config;
 mod conformance;
 mod db;
 mod directory;
+mod endurance;
 mod events;
 mod examples;
 mod faults;

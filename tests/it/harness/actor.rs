@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    error::Error,
     net::SocketAddr,
     sync::LazyLock,
     time::{Duration, Instant},
@@ -153,6 +154,14 @@ impl Actor {
         }
     }
 
+    /// The same; `None` if no whole answer came.
+    pub async fn try_call(&self, face: Face, rpc: &str, fields: Value) -> Option<Outcome> {
+        match face {
+            Face::Rest => self.try_call_rest(rpc, fields).await.ok(),
+            Face::Grpc => self.try_call_grpc(rpc, fields).await.ok(),
+        }
+    }
+
     /// A request of any kind, with the token if there is one.
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let mut request = self.http.request(method, format!("{}{path}", self.base));
@@ -166,6 +175,10 @@ impl Actor {
     }
 
     async fn call_rest(&self, rpc: &str, fields: Value) -> Outcome {
+        self.try_call_rest(rpc, fields).await.unwrap()
+    }
+
+    async fn try_call_rest(&self, rpc: &str, fields: Value) -> reqwest::Result<Outcome> {
         let Value::Object(mut fields) = fields else { panic!("fields are an object") };
         let (method, path, has_body) = route(rpc).unwrap_or_else(|| panic!("{rpc} has no REST route"));
         let mut path = path
@@ -185,12 +198,17 @@ impl Actor {
         if has_body {
             request = request.json(&fields);
         }
-        let outcome = outcome_of(request.send().await.unwrap()).await;
+        let outcome = try_outcome_of(request.send().await?).await?;
         assert!(is_documented(rpc, outcome.status), "openapi.json doesn't say that {rpc} answers this: {outcome:?}");
-        outcome
+        Ok(outcome)
     }
 
     async fn call_grpc(&self, rpc: &str, fields: Value) -> Outcome {
+        self.try_call_grpc(rpc, fields).await.unwrap_or_else(|broken| outcome_of_status(&broken))
+    }
+
+    /// An error is the client's own: the connection broke.
+    async fn try_call_grpc(&self, rpc: &str, fields: Value) -> Result<Outcome, Status> {
         let method = method(rpc);
         let fields = fields.to_string();
         let message = DynamicMessage::deserialize(method.input(), &mut serde_json::Deserializer::from_str(&fields))
@@ -205,9 +223,10 @@ impl Actor {
                     .stringify_64_bit_integers(false)
                     .skip_default_fields(false);
                 let answer = answer.serialize_with_options(serde_json::value::Serializer, &options).unwrap();
-                Outcome { status: success_status(rpc), request_id, ..success(answer) }
+                Ok(Outcome { status: success_status(rpc), request_id, ..success(answer) })
             }
-            Err(status) => outcome_of_status(&status),
+            Err(status) if status.source().is_some() => Err(status),
+            Err(status) => Ok(outcome_of_status(&status)),
         }
     }
 
@@ -237,19 +256,23 @@ impl Actor {
 
 /// What an HTTP response amounts to.
 pub async fn outcome_of(response: reqwest::Response) -> Outcome {
+    try_outcome_of(response).await.unwrap()
+}
+
+async fn try_outcome_of(response: reqwest::Response) -> reqwest::Result<Outcome> {
     let header = |name: &str| response.headers().get(name).map(|v| v.to_str().unwrap().to_owned());
     let (status, request_id) = (response.status().as_u16(), header("x-request-id"));
     let retry_after = header("retry-after").map(|secs| secs.parse().unwrap());
-    let text = response.text().await.unwrap();
+    let text = response.text().await?;
     let body: Value = serde_json::from_str(&text).unwrap_or_default();
     if status < 400 {
-        return Outcome { status, text, request_id, ..success(body) };
+        return Ok(Outcome { status, text, request_id, ..success(body) });
     }
     let messages = |value: &Value| {
         value.as_array().map(|list| list.iter().map(|m| m.as_str().unwrap().to_owned()).collect::<Vec<_>>())
     };
     let fields = body.as_object().into_iter().flatten().filter_map(|(k, v)| Some((k.clone(), messages(v)?))).collect();
-    Outcome { status, answer: Value::Null, fields, text, reason: None, retry_after, request_id }
+    Ok(Outcome { status, answer: Value::Null, fields, text, reason: None, retry_after, request_id })
 }
 
 fn success(answer: Value) -> Outcome {

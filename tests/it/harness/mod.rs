@@ -2,6 +2,7 @@
 
 pub mod actor;
 pub mod gallery;
+pub mod load;
 pub mod metrics;
 pub mod postgres;
 pub mod process;

@@ -16,6 +16,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{sync::OnceCell, time::sleep};
 use url::Url;
+use uuid::Uuid;
 
 use super::{
     shared::{Watched, join_or_start, on_a_thread, take_lease, watch},
@@ -27,7 +28,7 @@ use super::{
 const STARTS_WITHIN: Duration = Duration::from_secs(10);
 
 /// The URL of the server that all tests share; `None`, which is said once, where there is no Redis to start.
-pub async fn shared_server() -> Option<&'static Url> {
+async fn shared_server() -> Option<&'static Url> {
     struct Server {
         url: Url,
         /// Held until the process ends.
@@ -43,6 +44,15 @@ pub async fn shared_server() -> Option<&'static Url> {
         Some(Server { url, _lease: Some(lease) })
     });
     server.await.as_ref().map(|server| &server.url)
+}
+
+/// The settings for a place of its own on the server that all tests share; none where there is no Redis.
+pub async fn place() -> Vec<(String, String)> {
+    let Some(url) = shared_server().await else { return Vec::new() };
+    let prefix = format!("test-{}", Uuid::new_v4().simple());
+    // On a busy machine an answer may be late; what becomes of a late one is tested elsewhere.
+    let patience = ("REDIS_TIMEOUT_MS".into(), "1000".into());
+    vec![("REDIS_URL".into(), url.to_string()), ("REDIS_PREFIX".into(), prefix), patience]
 }
 
 fn start_shared(program: &str) -> io::Result<Watched> {

@@ -23,7 +23,6 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::{
     Actor, Face, PASSWORD, redis,
@@ -61,7 +60,7 @@ impl Service {
         let mut settings: Vec<_> =
             SETTINGS.iter().chain(settings).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         if store == Store::Postgres && settings.iter().all(|(name, _)| name != "REDIS_URL") {
-            settings.extend(place_in_redis().await);
+            settings.extend(redis::place().await);
         }
         let database = Arc::new(migrated_database(store).await);
         Self::run(database, settings, Clock::frozen(now())).await
@@ -189,15 +188,6 @@ impl Service {
         actor.take_tokens(&answer);
         actor
     }
-}
-
-/// The settings for a place of its own in the Redis that the tests share; none where there is no Redis.
-async fn place_in_redis() -> Vec<(String, String)> {
-    let Some(url) = redis::shared_server().await else { return Vec::new() };
-    let prefix = format!("test-{}", Uuid::new_v4().simple());
-    // On a busy machine an answer may be late; what becomes of a late one is tested elsewhere.
-    let patience = ("REDIS_TIMEOUT_MS".into(), "1000".into());
-    vec![("REDIS_URL".into(), url.to_string()), ("REDIS_PREFIX".into(), prefix), patience]
 }
 
 #[expect(clippy::disallowed_methods, reason = "where the frozen clock begins")]
