@@ -98,12 +98,16 @@ impl Pair {
                 (&json!(when), &json!(["Seller"]))
             );
         }
+        // Five are let through by Redis or by the replica itself; by both, should Redis come or go meanwhile.
         let guess = json!({ "email": format!("user{}@example.com", self.users), "password": "wr0ng-Passw0rd" });
-        let guesses =
-            (0..6).map(async |n| self.one.anonymous().call(Face::ALL[n % 2], "AuthService.Login", guess.clone()).await);
-        let mut statuses: Vec<_> = join_all(guesses).await.iter().map(|outcome| outcome.status).collect();
-        statuses.sort_unstable();
-        assert_eq!(statuses, [401, 401, 401, 401, 401, 429], "{when}");
+        let guesses = (0..11)
+            .map(async |n| self.one.anonymous().call(Face::ALL[n % 2], "AuthService.Login", guess.clone()).await);
+        let statuses: Vec<_> = join_all(guesses).await.iter().map(|outcome| outcome.status).collect();
+        let refused = statuses.iter().filter(|status| **status == 429).count();
+        assert!(
+            (1..=6).contains(&refused) && statuses.iter().all(|status| [401, 429].contains(status)),
+            "{when}: {statuses:?}"
+        );
         // Or every address would be refused after a while, for the client's sake.
         self.one.clock.advance(chrono::Duration::minutes(16));
     }
@@ -209,7 +213,7 @@ async fn after_a_crash_of_postgresql_the_service_is_ready_within_two_seconds_and
         user.call(Face::Rest, "ProfileService.UpdateMyProfile", bio.clone()).await.expect(200);
         leaving.call(Face::Rest, "AuthService.Logout", json!({})).await.expect(200);
         server.kill_immediate().await;
-        user.call(Face::Rest, "ProfileService.GetMyProfile", json!({})).await.expect(503);
+        user.call(Face::Rest, "UserService.ListUsers", json!({})).await.expect(503);
 
         server.restart().await;
         let back = Instant::now();
@@ -218,11 +222,12 @@ async fn after_a_crash_of_postgresql_the_service_is_ready_within_two_seconds_and
             answer.status() == 200
         };
         wait_until(READY_WITHIN, "health", health).await;
-        let profile = async || user.call(Face::Grpc, "ProfileService.GetMyProfile", json!({})).await;
-        wait_until(READY_WITHIN, "a profile", async || profile().await.status == 200).await;
+        let list = async || user.call(Face::Grpc, "UserService.ListUsers", json!({})).await.status;
+        wait_until(READY_WITHIN, "a list", async || list().await == 200).await;
         eprintln!("ready {:?} after PostgreSQL", back.elapsed());
         assert!(back.elapsed() < READY_WITHIN, "{:?}", back.elapsed());
-        assert_eq!(profile().await.expect(200)["bio"], bio["bio"]);
+        let profile = user.call(Face::Grpc, "ProfileService.GetMyProfile", json!({})).await.expect(200);
+        assert_eq!(profile["bio"], bio["bio"]);
         leaving.call(Face::Rest, "ProfileService.GetMyProfile", json!({})).await.expect(401);
     }
     service.stop().await;
