@@ -131,7 +131,9 @@ impl Cli {
 }
 
 async fn serve() -> Result<(), Failure> {
-    let config = configured()?;
+    let config = Config::from_environment()?;
+    let traces = telemetry::start(&config.log, config.telemetry.traces.as_ref())?;
+    warn(&config);
     let db = migrated(&config).await?;
     let (address, store) = (config.server.listen_addr, config.database.store.to_string());
     let mail = match &config.mail.transport {
@@ -149,7 +151,9 @@ async fn serve() -> Result<(), Failure> {
         env!("CARGO_PKG_VERSION"),
         reachable(address),
     ))?;
-    Ok(server.run(stop).await?)
+    let ended = server.run(stop).await;
+    traces.finish().await;
+    Ok(ended?)
 }
 
 /// What SIGTERM and SIGINT cancel. They are heard from here on, and no longer end the process by themselves.
@@ -327,11 +331,15 @@ fn show_config() -> Result<(), Failure> {
 /// The configuration, with the log started as it says.
 fn configured() -> Result<Config, Failure> {
     let config = Config::from_environment()?;
-    telemetry::start(&config.log)?;
+    telemetry::start(&config.log, None)?;
+    warn(&config);
+    Ok(config)
+}
+
+fn warn(config: &Config) {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    Ok(config)
 }
 
 /// The database with its schema up to date; brought there, unless `AUTO_MIGRATE=false`.

@@ -14,10 +14,12 @@ use std::{
 
 use argon2::Block;
 use tokio::sync::oneshot;
+use tracing::Instrument;
 
 use crate::{
     error::{Dependency, Error, Result},
     metrics::Hashing,
+    trace,
 };
 
 /// What is added to the niceness of a hashing thread.
@@ -93,7 +95,10 @@ impl HashPool {
         });
         self.handle.shared.submit(Job { caller: Arc::downgrade(&caller), work })?;
         // The sender is lost only in a panic. Its message is not repeated: it might quote a password.
-        let result = result.await.map_err(|_| Error::internal("a job on a hashing thread panicked"));
+        let result = result
+            .instrument(trace::of_part("hash"))
+            .await
+            .map_err(|_| Error::internal("a job on a hashing thread panicked"));
         drop(caller);
         result
     }

@@ -11,7 +11,7 @@
 //!
 //! Imports run one way: main → cli → server, [`telemetry`] → api → domain → app → stores ([`entity`], [`db`], [`revocations`],
 //! [`redis`], [`limiter`], [`hash_pool`], [`mail`], [`avatar_store`], [`notifier`], [`places`], [`seal`]) and [`model`] →
-//! [`config`], [`clock`], [`metrics`], [`random`], [`error`].
+//! [`config`], [`clock`], [`metrics`], [`trace`], [`random`], [`error`].
 //! `docs/architecture.md` says why, and `tests/it/architecture.rs` holds them to it.
 
 pub mod api;
@@ -38,6 +38,7 @@ pub mod redis;
 pub mod seal;
 pub mod server;
 pub mod telemetry;
+pub mod trace;
 
 /// The messages and services of the contract.
 #[allow(clippy::all, clippy::pedantic, clippy::allow_attributes_without_reason, rustdoc::all, reason = "generated")]

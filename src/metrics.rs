@@ -90,13 +90,19 @@ pub enum Code {
     Cancelled,
 }
 
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(status) => write!(f, "{status}"),
+            Self::Grpc(name) => f.write_str(name),
+            Self::Cancelled => f.write_str("CANCELLED"),
+        }
+    }
+}
+
 impl EncodeLabelValue for Code {
     fn encode(&self, encoder: &mut LabelValueEncoder) -> fmt::Result {
-        match self {
-            Self::Http(status) => write!(encoder, "{status}"),
-            Self::Grpc(name) => encoder.write_str(name),
-            Self::Cancelled => encoder.write_str("CANCELLED"),
-        }
+        write!(encoder, "{self}")
     }
 }
 

@@ -13,10 +13,14 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use secrecy::{ExposeSecret, SecretString};
+use tracing::Instrument;
 use url::Url;
 use uuid::Uuid;
 
-use crate::error::{Cause, Chain, DeliveryError};
+use crate::{
+    error::{Cause, Chain, DeliveryError},
+    trace,
+};
 
 /// How long the service may take to be reached.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -72,7 +76,8 @@ impl Notifier {
     /// # Errors
     /// If it did not take it, or its answer was lost.
     pub async fn send(&self, notice: Notice, now: DateTime<Utc>) -> Result<(), DeliveryError> {
-        let request = Request::builder()
+        let span = trace::of_delivery(&notice.kind);
+        let mut request = Request::builder()
             .method(Method::POST)
             .uri(&self.url)
             .header(header::CONTENT_TYPE, "application/json")
@@ -82,10 +87,14 @@ impl Notifier {
             .header("x-identity-signature", self.signature(now.timestamp(), &notice.body))
             .body(Full::new(notice.body.into()))
             .map_err(|error| DeliveryError::ServerAway(format!("NOTIFICATION_SERVICE_URL: {error}")))?;
+        if let Some(traceparent) = trace::traceparent(&span) {
+            request.headers_mut().insert(trace::TRACEPARENT, traceparent);
+        }
         let answer = match &self.client {
-            HttpClient::Plain(client) => tokio::time::timeout(ANSWER_TIMEOUT, client.request(request)).await,
-            HttpClient::Tls(client) => tokio::time::timeout(ANSWER_TIMEOUT, client.request(request)).await,
+            HttpClient::Plain(client) => client.request(request),
+            HttpClient::Tls(client) => client.request(request),
         };
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer).instrument(span).await;
         match answer {
             Ok(Ok(response)) => judge(&response),
             Ok(Err(error)) => Err(DeliveryError::ServerAway(Chain(&error).to_string())),

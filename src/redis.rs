@@ -18,11 +18,13 @@ use fred::{
 };
 use secrecy::ExposeSecret;
 use tokio::{sync::broadcast, time::Instant};
+use tracing::Instrument;
 
 use crate::{
     config,
     error::Cause,
     metrics::{self, Asked},
+    trace,
 };
 
 /// How long a new connection may take.
@@ -96,7 +98,7 @@ impl Redis {
             self.metrics.asked(Asked::Spared);
             return None;
         }
-        match command(&self.client).await {
+        match command(&self.client).instrument(trace::of_request("redis")).await {
             Ok(answer) => {
                 self.metrics.asked(Asked::Answered);
                 Some(answer)

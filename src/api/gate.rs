@@ -38,6 +38,7 @@ use crate::{
     error::{AuthFailure, Chain, Denial, Error, Result},
     metrics::{CallUnderWay, Code},
     places::{Place, Places},
+    trace::CallSpan,
 };
 
 /// Who may call an rpc. Finer rules stand with their subject in the domain.
@@ -145,11 +146,14 @@ impl Gate {
     {
         let started = Instant::now();
         let request_id = RequestId::given_or_new(request.headers().get(X_REQUEST_ID));
-        let span = tracing::info_span!("call", rpc = policy.rpc, request_id = request_id.as_str());
+        let is_probe = policy.limit == Limit::None;
+        let call_span = CallSpan::begin(policy.rpc, request_id.as_str(), request.headers(), is_probe);
+        let span = call_span.span.clone();
         async move {
             let client = self.client(&request);
             let under_way = self.app.metrics.calls.begin(policy.rpc, face.name());
-            let mut line = LogLine { face, policy, client, user_id: None, started, under_way, is_written: false };
+            let mut line =
+                LogLine { face, policy, client, user_id: None, started, under_way, call_span, is_written: false };
             let deadline = deadline(face, policy, request.headers());
             let answered = async {
                 let caller = match self.admit(policy, request.headers(), client).await {
@@ -379,6 +383,7 @@ struct LogLine {
     user_id: Option<i64>,
     started: Instant,
     under_way: CallUnderWay,
+    call_span: CallSpan,
     is_written: bool,
 }
 
@@ -403,6 +408,7 @@ impl LogLine {
             (Face::Grpc, None) => Code::Grpc("OK"),
         };
         self.under_way.end(code, self.started.elapsed());
+        self.call_span.end(&code, is_fault);
         let took_us = self.took_us();
         if is_fault {
             let cause = status.and_then(std::error::Error::source).map(Chain);
@@ -426,6 +432,7 @@ impl Drop for LogLine {
         if !self.is_written {
             let Self { face, client, user_id, .. } = *self;
             self.under_way.end(Code::Cancelled, self.started.elapsed());
+            self.call_span.end(&Code::Cancelled, false);
             tracing::info!(?face, outcome = "Cancelled", took_us = self.took_us(), %client, user_id, "call");
         }
     }

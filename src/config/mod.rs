@@ -41,8 +41,8 @@ use read::Reader;
 pub use read::{ConfigErrors, Mistake, Setting};
 pub use redis::Redis;
 use redis::redis;
-pub use telemetry::Telemetry;
 use telemetry::telemetry;
+pub use telemetry::{Telemetry, Traces};
 pub use variables::{Fallback, Shown, VARIABLES, Variable};
 
 /// Variables that are checked and kept, but not acted upon yet. Setting one to something that matters is a warning: an

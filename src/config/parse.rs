@@ -136,6 +136,15 @@ pub(super) fn networks_or_off(text: &str) -> Result<Vec<IpNet>> {
     if text.eq_ignore_ascii_case("off") { Ok(Vec::new()) } else { networks(text) }
 }
 
+/// A part of the whole.
+pub(super) fn ratio(text: &str) -> Result<f64> {
+    match text.parse::<f64>() {
+        Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
+        Ok(_) => Err("is not within 0 to 1".into()),
+        Err(_) => Err("is not a number".into()),
+    }
+}
+
 /// `count/time`, or `None` for `off`. The time is at most 30 days: counters live that long.
 pub(super) fn rate(text: &str) -> Result<Option<Rate>> {
     if text.eq_ignore_ascii_case("off") {

@@ -240,8 +240,14 @@ variables! {
         /// Passwords that may wait for a thread; beyond it logins get 503.
         HASH_QUEUE => "64 for each thread", "a number of passwords", Plain;
     }
-    "Metrics" {
+    "Metrics and traces" {
         /// Who may read `/metrics`: peers at these addresses, if no proxy sends them. To others there is no such path.
         METRICS_FROM = "127.0.0.0/8,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7,fe80::/10", "off, or a list of addresses and networks, like 10.0.0.0/8,192.168.1.7", Plain;
+        /// The collector that spans are sent to, by OTLP over gRPC.
+        OTEL_EXPORTER_OTLP_ENDPOINT => "none: no traces", "an http URL, like http://otel-collector:4317", Place;
+        /// What the service is called in traces.
+        OTEL_SERVICE_NAME = "identity", "a name", Plain;
+        /// Which part of the calls is traced, of those that don't come with a trace of their caller's, which decides itself.
+        OTEL_TRACES_SAMPLER_ARG = "1", "a number from 0 to 1, like 0.1", Plain;
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     entity::{counter, user},
     error::{Dependency, Error, Result},
     feed::Entry,
+    trace,
 };
 
 /// How long a change may take once it has begun; longer, and its transaction is undone, unless its commit was already sent. Less than what the polls of the
@@ -94,7 +95,7 @@ impl Transaction {
 
     async fn commit(self) -> Result<()> {
         let Self { app, db, entries, has_posted, replaced_avatar, now: _ } = self;
-        db.commit().await?;
+        db.commit().instrument(trace::of_part("commit")).await?;
         app.feed.apply(&entries);
         app.tell_replicas(entries);
         if has_posted {

@@ -1,6 +1,7 @@
 //! The settings: what holds without any, what is refused, and what an operator gets to see of secrets.
 
 mod avatars;
+mod telemetry;
 mod warnings;
 
 use std::{

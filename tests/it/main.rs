@@ -59,5 +59,6 @@ mod shutdown;
 mod strangers;
 mod superuser;
 mod token;
+mod traces;
 mod user;
 mod verification;
