@@ -237,7 +237,7 @@ impl Feed {
             .one(db.reader())
             .await?;
         feed.lock_polls().seen.push_back((started, settled.unwrap_or_default()));
-        feed.apply(&entries(&rows_above(db, 0, now).await?));
+        feed.apply(&entries(&newest_rows(db, now).await?));
         Ok(feed)
     }
 
@@ -342,6 +342,24 @@ impl Feed {
 
 fn entries(rows: &[revocation::Model]) -> Vec<Entry> {
     rows.iter().filter_map(Entry::read).collect()
+}
+
+/// What still matters, once for each subject however often it changed: its newest version and times.
+async fn newest_rows(db: &Db, now: DateTime<Utc>) -> Result<Vec<revocation::Model>> {
+    use revocation::Column;
+    let newest = revocation::Entity::find()
+        .select_only()
+        .columns([Column::Kind, Column::SessionId, Column::UserId])
+        .column_as(Column::Id.max(), "id")
+        .column_as(Column::Version.max(), "version")
+        .column_as(Column::CreatedAt.max(), "created_at")
+        .column_as(Column::ExpiresAt.max(), "expires_at")
+        .filter(Column::Kind.is_in(Kind::iter()))
+        .filter(Column::ExpiresAt.gt(now))
+        .group_by(Column::Kind)
+        .group_by(Column::SessionId)
+        .group_by(Column::UserId);
+    Ok(newest.into_model().all(db.reader()).await?)
 }
 
 /// The rows above this id that still matter, oldest first. Kinds that only a newer release knows are left out.

@@ -20,6 +20,8 @@ use crate::{error::Result, redis::Redis};
 
 /// Who took this part of what is allowed, here and now, is told of to the others.
 const OFTEN: u32 = 50;
+/// How many callers are settled at most in a window: some megabytes.
+const MAX_TALLIES: usize = 1 << 17;
 /// How many callers are settled at once.
 const AT_ONCE: usize = 256;
 
@@ -143,6 +145,7 @@ impl Calls {
         let (window, _) = window_at(now, length_of(rate));
         let mut tallies = self.lock();
         let Tallies { by_key, due } = &mut *tallies;
+        let is_full = by_key.len() >= MAX_TALLIES;
         match by_key.get_mut(&key) {
             Some(tally) => {
                 tally.roll_to(window);
@@ -152,7 +155,8 @@ impl Calls {
                     due.push(key);
                 }
             }
-            // With those that were too few to be counted so far.
+            // With those that were too few to be counted so far. Beyond so many callers each replica counts by itself.
+            None if is_full => {}
             None => {
                 by_key.insert(key, Tally { window, mine: taken, is_due: true, ..Tally::default() });
                 due.push(key);

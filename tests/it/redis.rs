@@ -7,7 +7,10 @@ use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Actor, Face, Outcome, PASSWORD, Service, Store, redis::PrivateRedis, wait_until};
+use crate::{
+    harness::{Actor, Face, Outcome, PASSWORD, Service, Store, redis::PrivateRedis, wait_until},
+    user::user_id,
+};
 
 const EMAIL: &str = "user@example.com";
 const WRONG: &str = "wr0ng-Passw0rd";
@@ -114,6 +117,37 @@ async fn replicas_settle_the_general_limit_without_a_wait_for_it() {
         redis.kill().await;
         service.clock.advance(chrono::Duration::minutes(2));
         assert_eq!((calls(&user, 70, Face::Grpc).await, calls(&there, 70, Face::Rest).await), (60, 60), "{store:?}");
+        replica.stop().await;
+        service.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn through_redis_replicas_tell_each_other_of_changes_before_they_ask_the_database() {
+    for store in Store::all() {
+        let Some(redis) = PrivateRedis::start().await else { return };
+        let service = service(store, &redis).await;
+        let replica = service.replica().await;
+        until_cache_is("ok", &replica).await;
+        let user = service.user(EMAIL).await;
+        let there = user.at(replica.address);
+        let name = async || {
+            let seen = there.call(Face::Grpc, "ProfileService.GetMyProfile", json!({})).await.expect(200);
+            seen["user"]["first_name"].clone()
+        };
+        let mut took = Vec::new();
+        for n in 0..9 {
+            name().await;
+            let new = json!(format!("Jane the {n}th"));
+            let id = user_id(&user);
+            user.call(Face::Rest, "UserService.UpdateUser", json!({ "id": id, "first_name": new })).await.expect(200);
+            let answered = Instant::now();
+            wait_until(SOON, "the other hears of it", async || name().await == new).await;
+            took.push(answered.elapsed());
+        }
+        // Asking each half second, it would be a quarter of a second in the middle.
+        took.sort_unstable();
+        assert!(took[4] < Duration::from_millis(100), "{store:?}: {took:?}");
         replica.stop().await;
         service.stop().await;
     }
