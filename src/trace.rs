@@ -48,7 +48,7 @@ impl CallSpan {
             tracing::info_span!(CALL, rpc, request_id, trace_id = field::Empty)
         };
         let caller = caller(headers);
-        if let Some(caller) = &caller {
+        if let Some(caller) = caller.as_ref().filter(|_| !is_probe) {
             // It has only just been made, so it takes a parent, if there are traces.
             let _ = span.set_parent(Context::new().with_remote_span_context(caller.clone()));
         }
@@ -114,11 +114,22 @@ fn caller(headers: &HeaderMap) -> Option<SpanContext> {
         }
     }
     // Several would contradict each other.
-    if headers.get_all(TRACEPARENT).iter().count() != 1 {
+    let mut given = headers.get_all(TRACEPARENT).iter();
+    let (Some(header), None) = (given.next(), given.next()) else { return None };
+    if !is_well_formed(header) {
         return None;
     }
     let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers));
     Some(context.span().span_context().clone()).filter(SpanContext::is_valid)
+}
+
+/// `00-<32 digits>-<16 digits>-<2 digits>`, and with a later version more behind it. The library takes ids that are too short.
+fn is_well_formed(traceparent: &HeaderValue) -> bool {
+    let is_digit = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
+    traceparent.as_bytes().get(..55).is_some_and(|head| {
+        let parts = head.split(|byte| *byte == b'-');
+        parts.clone().map(<[u8]>::len).eq([2, 32, 16, 2]) && parts.flatten().all(is_digit)
+    })
 }
 
 /// Makes a span of each statement of SQL within a call, from what sqlx says of it when it is done: its kind and table, never

@@ -100,7 +100,8 @@ async fn a_call_shows_in_its_callers_trace_with_its_sql_its_redis_and_its_hash()
     }
     // Nothing that anybody sent is in it; and what machines ask all the time, or what happens by itself, begins no trace.
     for path in ["/api/health/", "/readyz", "/metrics"] {
-        assert_eq!(service.anonymous().request(Method::GET, path).send().await.unwrap().status(), 200);
+        let request = service.anonymous().request(Method::GET, path).header("traceparent", sampled());
+        assert_eq!(request.send().await.unwrap().status(), 200);
     }
     register("other@example.com", &service).await;
     collector.span("AuthService.Register", |span| span.id != first.id).await;
@@ -108,6 +109,7 @@ async fn a_call_shows_in_its_callers_trace_with_its_sql_its_redis_and_its_hash()
         let text = format!("{span:?}");
         assert!(!text.contains("example.com") && !text.contains(PASSWORD), "{text}");
         assert!(!span.parent.is_empty() || span.name == "AuthService.Register", "{text}");
+        assert!(span.parent != CALLER || span.name == "AuthService.Login", "{text}");
     }
     service.stop().await;
 }
@@ -128,6 +130,9 @@ async fn a_malformed_traceparent_is_ignored_and_one_that_says_no_is_obeyed() {
         format!("ff-{TRACE}-{CALLER}-01"),
         format!("00-{}-{CALLER}-01", TRACE.to_uppercase()),
         format!("00-{TRACE}-{CALLER}-0x"),
+        "00-abc-def-01".into(),
+        format!("00-+{}-{CALLER}-01", &TRACE[1..]),
+        format!("00-{TRACE}-{CALLER}-01-more"),
     ];
     for face in Face::ALL {
         for traceparent in &malformed {
