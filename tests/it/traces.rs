@@ -98,6 +98,8 @@ async fn a_call_shows_in_its_callers_trace_with_its_sql_its_redis_and_its_hash()
         assert_eq!(lines.len(), n);
         assert!(lines.iter().all(|line| line["span"]["trace_id"] == TRACE), "{lines:?}");
     }
+    // The log has no line more than without traces.
+    assert!(!service.log().contains("INSERT") && !service.log().contains("SELECT"), "{}", service.log());
     // Nothing that anybody sent is in it; and what machines ask all the time, or what happens by itself, begins no trace.
     for path in ["/api/health/", "/readyz", "/metrics"] {
         let request = service.anonymous().request(Method::GET, path).header("traceparent", sampled());
