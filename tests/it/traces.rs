@@ -172,12 +172,12 @@ async fn only_the_wanted_part_of_calls_is_traced() {
 async fn the_last_spans_are_sent_before_the_end_and_a_fault_is_marked() {
     let collector = Collector::start().await;
     let endpoint = collector.url();
-    // No thread is ever free, so logins end by the deadline... of the queue, which is full.
+    // More logins than the one thread and its queue take: some are told 503.
     let installation = Installation::with(&[
         ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
         ("HASH_THREADS", "1"),
         ("HASH_QUEUE", "1"),
-        ("ARGON2_ITERATIONS", "50"),
+        ("ARGON2_ITERATIONS", "20"),
         ("RATE_LIMIT_LOGIN", "off"),
     ]);
     let service = installation.serve().await;
@@ -187,7 +187,7 @@ async fn the_last_spans_are_sent_before_the_end_and_a_fault_is_marked() {
     let calls: Vec<_> = collector.spans().into_iter().filter(|span| span.name == "AuthService.Login").collect();
     assert_eq!(calls.len(), 6);
     for call in &calls {
-        assert_eq!(call.is_error, call.attributes["rpc.response.status_code"] == "503", "{call:?}");
+        assert_eq!(call.is_error, call.attributes["rpc.response.status_code"].starts_with('5'), "{call:?}");
     }
     assert!(calls.iter().any(|call| call.is_error), "{calls:#?}");
 }
