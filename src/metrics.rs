@@ -382,8 +382,6 @@ impl Metrics {
         };
         let figures = Figures::default();
         let readings = Readings::default();
-        let process = &readings.process;
-        process.start_time.set(started_at);
 
         let mut all = Registrar { registry: Registry::default(), described: Vec::new() };
         all.add(
@@ -399,8 +397,8 @@ impl Metrics {
             &readings.connections,
             "identity_database_connections",
             "pool, state",
-            "Open connections to the database, in use or idle. SQLite has a pool that reads and one that writes, \
-             PostgreSQL one for both",
+            "Open connections to the database, in use or idle. SQLite has a pool that reads (read) and one that writes \
+             (write); PostgreSQL has one for both (main), and with DATABASE_READ_URL another for the replica (replica)",
         );
         all.add(
             &readings.connections_max,
@@ -418,7 +416,8 @@ impl Metrics {
             &limits.asked,
             "identity_limit_checks_total",
             "limit, outcome, counted",
-            "Attempts that a limit looked at, allowed or refused; counted here, or in Redis for all replicas (shared)",
+            "Attempts that a limit looked at, allowed or refused; counted here, or in Redis for all replicas at once \
+             (shared). Calls are counted here, and settled with the other replicas later",
         );
         all.add(
             &cache.found,
@@ -464,13 +463,7 @@ impl Metrics {
             "outcome",
             "Commands to Redis: answered, failed (mostly no answer in 50 ms), or spared while it was away",
         );
-        all.add(&process.resident_memory, "process_resident_memory_bytes", "", "Memory in use");
-        all.add(&process.cpu, "process_cpu_seconds_total", "", "Time on the cores, of all threads");
-        all.add(&process.open_fds, "process_open_fds", "", "Open files and sockets");
-        all.add(&process.max_fds, "process_max_fds", "", "How many may be open");
-        all.add(&process.threads, "process_threads", "", "Threads");
-        let start = "When the process started, in seconds of Unix time";
-        all.add(&process.start_time, "process_start_time_seconds", "", start);
+        readings.process.register(started_at, &mut all);
         let build = Family::<[(&'static str, &'static str); 1], Gauge>::default();
         build.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
         all.add(&build, "identity_build_info", "version", "The release that runs; always 1");

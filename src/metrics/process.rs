@@ -7,18 +7,32 @@ use std::{
 
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
+use super::Registrar;
+
 /// What the system says of this process.
 #[derive(Clone, Default)]
 pub struct Process {
-    pub(super) resident_memory: Gauge,
-    pub(super) cpu: Counter<f64, AtomicU64>,
-    pub(super) open_fds: Gauge,
-    pub(super) max_fds: Gauge,
-    pub(super) threads: Gauge,
-    pub(super) start_time: Gauge,
+    resident_memory: Gauge,
+    cpu: Counter<f64, AtomicU64>,
+    open_fds: Gauge,
+    max_fds: Gauge,
+    threads: Gauge,
+    start_time: Gauge,
 }
 
 impl Process {
+    /// The process runs since then, in seconds of Unix time.
+    pub(super) fn register(&self, started_at: i64, all: &mut Registrar) {
+        self.start_time.set(started_at);
+        all.add(&self.resident_memory, "process_resident_memory_bytes", "", "Memory in use");
+        all.add(&self.cpu, "process_cpu_seconds_total", "", "Time on the cores, of all threads");
+        all.add(&self.open_fds, "process_open_fds", "", "Open files and sockets");
+        all.add(&self.max_fds, "process_max_fds", "", "How many may be open");
+        all.add(&self.threads, "process_threads", "", "Threads");
+        let meaning = "When the process started, in seconds of Unix time";
+        all.add(&self.start_time, "process_start_time_seconds", "", meaning);
+    }
+
     /// Asks the system; what it doesn't tell stays as it was.
     pub(super) fn read(&self) {
         if let Some(Stat { cpu_seconds, threads, resident_bytes }) = stat() {
