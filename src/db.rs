@@ -209,13 +209,11 @@ impl Db {
 
     /// The pools of connections, as they are at this moment.
     pub fn pools(&self) -> Vec<metrics::Pool> {
-        match self.reader.get_database_backend() {
-            DbBackend::Sqlite => vec![self.reader.figures("read"), self.writer.figures("write")],
-            _ => {
-                let replica = self.replica.iter().map(|replica| replica.figures());
-                [self.reader.figures("main")].into_iter().chain(replica).collect()
-            }
+        if self.reader.get_database_backend() == DbBackend::Sqlite {
+            return vec![self.reader.figures("read"), self.writer.figures("write")];
         }
+        let replica = self.replica.iter().map(|replica| replica.figures());
+        [self.reader.figures("main")].into_iter().chain(replica).collect()
     }
 
     /// The names of the migrations that the database lacks, oldest first.
