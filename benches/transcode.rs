@@ -172,7 +172,7 @@ async fn gate(folder: &std::path::Path) -> (Gate, String) {
         caller: None,
     };
     let token = app.register(Arc::new(call), new).await.unwrap().tokens.access;
-    tokio::spawn(Arc::clone(&app).follow_revocations(tokio_util::sync::CancellationToken::new()));
+    tokio::spawn(Arc::clone(&app).follow_feed(tokio_util::sync::CancellationToken::new()));
     (Gate::new(app), token)
 }
 

@@ -289,7 +289,9 @@ impl Feed {
     /// Takes note of changes whose transaction has committed: of all at once, or of none.
     pub fn apply(&self, entries: &[Entry]) {
         let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
-        entries.iter().for_each(|entry| held.take(*entry));
+        for entry in entries {
+            held.take(*entry);
+        }
     }
 
     /// Reads what others wrote since.

@@ -6,12 +6,7 @@ mod mail;
 mod telemetry;
 mod warnings;
 
-use std::{
-    fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use identity::{
     config::{

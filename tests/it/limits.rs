@@ -93,7 +93,7 @@ async fn after_five_failures_the_sixth_is_told_when_to_come_back() {
             let text = "Request throttled. Retry after 15 minutes";
             match face {
                 Face::Rest => {
-                    assert_eq!(serde_json::from_str::<Value>(&refused.text).unwrap(), json!({ "error": text }))
+                    assert_eq!(serde_json::from_str::<Value>(&refused.text).unwrap(), json!({ "error": text }));
                 }
                 Face::Grpc => assert_eq!((refused.text.as_str(), refused.reason.as_deref()), (text, Some("THROTTLED"))),
             }

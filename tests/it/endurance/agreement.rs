@@ -12,6 +12,7 @@ use crate::harness::{
     actor::claims,
     has_postgres,
     load::{Dice, installation},
+    process,
     smtp::MailServer,
     stores::setting,
 };
@@ -110,7 +111,7 @@ async fn agree(during: Duration) {
     let (seed, mails) = (seed(), MailServer::start().await);
     let (_database, installation) = installation(Store::Postgres, &mails).await;
     let services = [ready(&installation).await.0, ready(&installation).await.0, ready(&installation).await.0];
-    let replicas: Vec<_> = services.iter().map(|service| service.anonymous()).collect();
+    let replicas: Vec<_> = services.iter().map(process::Serving::anonymous).collect();
     let login = json!({ "email": "admin@example.com", "password": PASSWORD });
     let admin = replicas[0].call(Face::Rest, "AuthService.Login", login).await.expect(200);
     let admin = admin["access_token"].as_str().unwrap().to_owned();

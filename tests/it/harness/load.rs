@@ -27,7 +27,7 @@ const LOOKS: usize = 16;
 /// Of each worker, how many others than those for whom something was done are looked at.
 const OTHERS: usize = 5;
 
-/// Chance that can be repeated (SplitMix64).
+/// Chance that can be repeated (`SplitMix64`).
 #[derive(Debug, Clone)]
 pub struct Dice(u64);
 

@@ -63,7 +63,7 @@ impl Service {
             settings.extend(redis::place().await);
         }
         let database = Arc::new(migrated_database(store).await);
-        Self::run(database, settings, Clock::frozen(now())).await
+        Box::pin(Self::run(database, settings, Clock::frozen(now()))).await
     }
 
     /// Over the database at this URL, which is migrated if need be; without Redis.
@@ -73,12 +73,12 @@ impl Service {
 
     pub async fn start_over_with(url: &str, settings: &[(&str, &str)]) -> Self {
         let settings = SETTINGS.iter().chain(settings).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Self::run(Arc::new(Database::at(url)), settings, Clock::frozen(now())).await
+        Box::pin(Self::run(Arc::new(Database::at(url)), settings, Clock::frozen(now()))).await
     }
 
     /// Another replica over the same database, with the same clock.
     pub async fn replica(&self) -> Self {
-        Self::run(Arc::clone(&self.database), self.settings.clone(), self.clock.clone()).await
+        Box::pin(Self::run(Arc::clone(&self.database), self.settings.clone(), self.clock.clone())).await
     }
 
     /// Stops it, and starts it anew over the same database.
@@ -91,7 +91,7 @@ impl Service {
         let (database, mut settings, clock) = (Arc::clone(&self.database), self.settings.clone(), self.clock.clone());
         settings.extend(changed.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
         self.stop().await;
-        Self::run(database, settings, clock).await
+        Box::pin(Self::run(database, settings, clock)).await
     }
 
     async fn run(database: Arc<Database>, settings: Vec<(String, String)>, clock: Clock) -> Self {
@@ -176,7 +176,7 @@ impl Service {
     /// A new superuser, logged in.
     pub async fn admin(&self, email: &str) -> Actor {
         let address = EmailAddress::parse(email).unwrap();
-        self.app.create_superuser(address, Password::parse_new(PASSWORD, &[]).unwrap()).await.unwrap();
+        Box::pin(self.app.create_superuser(address, Password::parse_new(PASSWORD, &[]).unwrap())).await.unwrap();
         self.login(email).await
     }
 
