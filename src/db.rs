@@ -198,7 +198,7 @@ impl Db {
     /// `Unavailable` if its turn or a connection doesn't come in time, or the store is away.
     pub async fn begin(&self) -> Result<Tx> {
         let asked_at = Instant::now();
-        let begun = self.writer.begin().instrument(trace::of_part("begin")).await;
+        let begun = Box::pin(self.writer.begin()).instrument(trace::of_part("begin")).await;
         self.metrics.waited.observe(asked_at.elapsed().as_secs_f64());
         begun
     }

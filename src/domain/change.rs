@@ -95,7 +95,7 @@ impl Transaction {
 
     async fn commit(self) -> Result<()> {
         let Self { app, db, entries, has_posted, replaced_avatar, now: _ } = self;
-        db.commit().instrument(trace::of_part("commit")).await?;
+        Box::pin(db.commit()).instrument(trace::of_part("commit")).await?;
         app.feed.apply(&entries);
         app.tell_replicas(entries);
         if has_posted {
