@@ -1,6 +1,7 @@
 //! The settings: what holds without any, what is refused, and what an operator gets to see of secrets.
 
 mod avatars;
+mod database;
 mod keys;
 mod mail;
 mod telemetry;
@@ -224,8 +225,6 @@ fn each_mistake_is_named() {
         ("DATABASE_URL", "mysql://db/users"),
         ("DATABASE_URL", "sqlite::memory:"),
         ("DATABASE_URL", "sqlite:"),
-        ("DATABASE_READ_URL", "sqlite:users.db"),
-        ("DATABASE_READ_URL", "postgres://replica/users"),
         ("DATABASE_MAX_CONNECTIONS", "0"),
         ("AUTO_MIGRATE", "perhaps"),
         ("REDIS_URL", "http://redis"),
@@ -343,40 +342,6 @@ fn no_secret_is_shown_anywhere() {
         let errors = load(&variables).unwrap_err();
         assert!(!format!("{errors} {errors:?}").contains(canary), "{errors}");
     }
-}
-
-#[test]
-fn postgres_parts_make_a_url_whatever_they_hold() {
-    for (host, password, name, expected) in [
-        ("db", "p@ss:w/rd%41", "users", "postgres://me:p%40ss%3Aw%2Frd%2541@db:6543/users"),
-        ("::1", "x", "a b", "postgres://me:x@localhost:6543/a%20b?host=%3A%3A1"),
-        ("/run/pg", "x", "u", "postgres://me:x@localhost:6543/u?host=%2Frun%2Fpg"),
-    ] {
-        let config = loaded(&[
-            ("JWT_SECRET_KEY", KEY),
-            ("POSTGRES_HOST", host),
-            ("POSTGRES_PORT", "6543"),
-            ("POSTGRES_USER", "me"),
-            ("POSTGRES_PASSWORD", password),
-            ("POSTGRES_DB", name),
-        ]);
-        assert_eq!(postgres_url(&config), expected);
-        assert_eq!(config.database.store.to_string(), format!("PostgreSQL at {host}:6543/{name}"));
-        let options: sqlx::postgres::PgConnectOptions = expected.parse().unwrap();
-        let reached = options.get_socket().map_or(options.get_host().to_owned(), |path| path.display().to_string());
-        assert_eq!((reached.as_str(), options.get_database()), (host, Some(name)));
-    }
-}
-
-#[test]
-fn database_url_outranks_postgres_host_and_says_so() {
-    let config = loaded(&[("DATABASE_URL", "sqlite:///srv/users.db?mode=rwc"), ("POSTGRES_HOST", "db")]);
-    assert_eq!(config.database.store.to_string(), "SQLite at /srv/users.db");
-    assert!(config.warnings.iter().any(|warning| warning.contains("outranks POSTGRES_HOST")), "{:?}", config.warnings);
-
-    let config = loaded(&[("POSTGRES_PASSWORD", "x"), ("POSTGRES_DB", "users")]);
-    assert!(matches!(config.database.store, Store::Sqlite { .. }));
-    assert!(config.warnings[0].contains("nothing comes of POSTGRES_DB, POSTGRES_PASSWORD"), "{:?}", config.warnings);
 }
 
 #[test]
