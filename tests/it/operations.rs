@@ -25,8 +25,8 @@ const COMMANDS: [&[&str]; 9] = [
 fn the_page_of_settings_lists_every_variable() {
     let mut page = String::from(
         "# Settings\n\nEvery environment variable that the service reads. `identity config` prints the values in force.\n\n\
-         For the TLS of mail, events and buckets, `SSL_CERT_FILE` and `SSL_CERT_DIR` name other certificates than those of the\n\
-         system. They are read from the environment alone, not from `.env`.\n",
+         For the TLS of mail, events, buckets and Redis, `SSL_CERT_FILE` and `SSL_CERT_DIR` name other certificates than those of\n\
+         the system. They are read from the environment alone, not from `.env`.\n",
     );
     let mut group = "";
     for variable in VARIABLES {

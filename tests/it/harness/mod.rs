@@ -1,6 +1,7 @@
 //! What the tests stand on: the service on a real store, and actors who call it on both faces.
 
 pub mod actor;
+pub mod authority;
 pub mod collector;
 pub mod gallery;
 pub mod load;

@@ -5,7 +5,10 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     net::{Ipv4Addr, TcpListener},
-    os::unix::{fs::chown, process::CommandExt},
+    os::unix::{
+        fs::{OpenOptionsExt, chown},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -39,6 +42,12 @@ wal_level = replica
 max_wal_senders = 4
 ";
 
+const TLS: &str = "
+ssl = on
+ssl_cert_file = 'server.crt'
+ssl_key_file = 'server.key'
+";
+
 /// What a replica says of itself: each statement goes into its log.
 const REPLICA: &str = "
 log_statement = 'all'
@@ -66,7 +75,7 @@ pub async fn shared_server() -> &'static Url {
         if let Some(url) = setting("TEST_DATABASE_URL") {
             return Server { url: Url::parse(&url).expect("TEST_DATABASE_URL is a URL"), _lease: None };
         }
-        let (url, lease) = on_a_thread(|| join_or_start("postgres", || Cluster::start_new("")?.watched())).await;
+        let (url, lease) = on_a_thread(|| join_or_start("postgres", || Cluster::start_new("", &[])?.watched())).await;
         Server { url, _lease: Some(lease) }
     });
     &server.await.url
@@ -84,17 +93,23 @@ pub struct PrivatePostgres {
 
 impl PrivatePostgres {
     pub async fn start() -> Self {
-        Self::start_with("").await
+        Self::start_with("", Vec::new()).await
+    }
+
+    /// One that takes connections by TLS alone, with this certificate and its key.
+    pub async fn start_with_tls((certificate, key): (String, String)) -> Self {
+        let rules = "hostssl all all 127.0.0.1/32 md5\n".to_owned();
+        Self::start_with(TLS, vec![("server.crt", certificate), ("server.key", key), ("pg_hba.conf", rules)]).await
     }
 
     /// One that `replica` can follow.
     pub async fn start_replicated() -> Self {
-        Self::start_with(REPLICATED).await
+        Self::start_with(REPLICATED, Vec::new()).await
     }
 
-    /// With these lines at the end of its configuration.
-    async fn start_with(settings: &'static str) -> Self {
-        on_a_thread(move || Self::watch_over(Cluster::start_new(settings)?)).await
+    /// With these lines at the end of its configuration, and these files beside it.
+    async fn start_with(settings: &'static str, files: Vec<(&'static str, String)>) -> Self {
+        on_a_thread(move || Self::watch_over(Cluster::start_new(settings, &files)?)).await
     }
 
     /// A server that follows this one.
@@ -146,6 +161,8 @@ impl PrivatePostgres {
 
 impl Drop for PrivatePostgres {
     fn drop(&mut self) {
+        // One that a test left hanging couldn't end.
+        let _ = self.cluster.signal(Signal::CONT);
         let ended = kill_process(Pid::from_child(&self.watchdog), Signal::TERM)
             .map_err(io::Error::from)
             .and_then(|()| self.watchdog.wait());
@@ -165,7 +182,7 @@ struct Cluster {
 
 impl Cluster {
     /// A new server, which takes connections already. Nobody stops it yet: see `watched`.
-    fn start_new(settings: &str) -> io::Result<Self> {
+    fn start_new(settings: &str, files: &[(&str, String)]) -> io::Result<Self> {
         let cluster = Self::in_new_directory(Uuid::new_v4().simple().to_string())?;
         fs::write(cluster.directory.join("password"), &cluster.password)?;
         // md5, since with SCRAM each connection of an unoptimised client takes a long while.
@@ -182,6 +199,9 @@ impl Cluster {
         )?;
         cluster.configure(SETTINGS)?;
         cluster.configure(settings)?;
+        for (name, text) in files {
+            cluster.write(name, text)?;
+        }
         cluster.start_somewhere()
     }
 
@@ -205,6 +225,17 @@ impl Cluster {
 
     fn configure(&self, lines: &str) -> io::Result<()> {
         File::options().append(true).open(self.data().join("postgresql.conf"))?.write_all(lines.as_bytes())
+    }
+
+    /// A file that the server alone may read.
+    fn write(&self, name: &str, text: &str) -> io::Result<()> {
+        let path = self.data().join(name);
+        let _ = fs::remove_file(&path);
+        File::options().create_new(true).write(true).mode(0o600).open(&path)?.write_all(text.as_bytes())?;
+        match unprivileged_user()? {
+            Some(user) => chown(path, Some(user.uid), Some(user.gid)),
+            None => Ok(()),
+        }
     }
 
     /// Starts it on a port that is free.

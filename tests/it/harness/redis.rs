@@ -180,8 +180,9 @@ fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
+/// What starts a server; `None`, which is said, where there is none: the test is to be skipped then.
 #[track_caller]
-fn program_or_skip() -> Option<&'static str> {
+pub fn program_or_skip() -> Option<&'static str> {
     if program().is_none() {
         skip("there is no `redis-server`; `scripts/test` installs it");
     }
