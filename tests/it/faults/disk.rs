@@ -14,6 +14,9 @@ use serde_json::{Value, json};
 use crate::harness::{Actor, Face, PASSWORD, process::Installation, wait_until};
 
 const EMAIL: &str = "user@example.com";
+/// A thousand writes fill what is to be filled, and as many are let through in a minute.
+const UNLIMITED: [(&str, &str); 4] =
+    [("DEBUG", "true"), ("RATE_LIMIT_API", "off"), ("RATE_LIMIT_REGISTER", "off"), ("RATE_LIMIT_LOGIN", "off")];
 
 async fn bio(actor: &Actor) -> Value {
     actor.call(Face::Rest, "ProfileService.GetMyProfile", json!({})).await.expect(200)["bio"].take()
@@ -91,8 +94,7 @@ async fn fills_up_and_has_room_again(user: &Actor, fill: impl Fn(), make_room: i
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_full_disk_reads_go_on_and_writes_are_refused_until_there_is_room() {
     // Files may not grow beyond so much, as where the quota is spent; the log doesn't either.
-    let mut installation =
-        Installation::with(&[("DEBUG", "true"), ("RATE_LIMIT_REGISTER", "off"), ("RATE_LIMIT_LOGIN", "off")]);
+    let mut installation = Installation::with(&UNLIMITED);
     installation.start_by(&["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"]);
     let service = installation.serve().await;
     let user = service.anonymous().sign_up(EMAIL).await;
@@ -130,8 +132,7 @@ fn small_disk() -> Option<Vec<&'static str>> {
 async fn a_disk_without_space_is_a_full_disk() {
     // Where nobody may mount, the test above says as much.
     let Some(small_disk) = small_disk() else { return eprintln!("nothing can be mounted here") };
-    let mut installation =
-        Installation::with(&[("DEBUG", "true"), ("RATE_LIMIT_REGISTER", "off"), ("RATE_LIMIT_LOGIN", "off")]);
+    let mut installation = Installation::with(&UNLIMITED);
     installation.set("DATA_DIR", "data");
     installation.start_by(&small_disk);
     fs::create_dir(installation.folder().join("data")).unwrap();
@@ -163,8 +164,7 @@ fn permit(folder: &Path, mode: u32) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_may_only_be_read_serves_what_can_be_read() {
-    let mut installation =
-        Installation::with(&[("DEBUG", "true"), ("RATE_LIMIT_REGISTER", "off"), ("RATE_LIMIT_LOGIN", "off")]);
+    let mut installation = Installation::with(&UNLIMITED);
     if geteuid().is_root() {
         // Root may write to any file, but for this.
         installation.start_by(&["setpriv", "--bounding-set=-dac_override,-dac_read_search"]);
