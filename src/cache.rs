@@ -120,10 +120,11 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Cache<T> {
                 self.local.invalidate(&id).await;
             }
             let was_here = AtomicBool::new(false);
-            let find = async {
+            // Boxed: it is large, and every call that shows a user waits for one.
+            let find = Box::pin(async {
                 was_here.store(true, Ordering::Relaxed);
                 self.find(id, &is_current, now, &read).await
-            };
+            });
             match self.local.try_get_with(id, find).await.as_deref() {
                 Ok(found) if is_current(found) => return Ok(Some(Arc::clone(&found.value))),
                 Ok(_) => {}

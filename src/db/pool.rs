@@ -34,9 +34,9 @@ use crate::{
 };
 
 /// How long a statement goes without an answer before PostgreSQL is asked whether it is there.
-const PATIENCE: Duration = Duration::from_millis(700);
+const PATIENCE: Duration = Duration::from_millis(600);
 /// How long PostgreSQL has to say so. With the patience, a caller hears within two seconds.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
+const ANSWERS_WITHIN: Duration = Duration::from_millis(900);
 
 /// Connections to a database: `&pool` is one to SeaORM, for a statement at a time. Clones share them.
 #[derive(Clone)]
@@ -293,7 +293,7 @@ impl Tx {
     /// # Errors
     /// If the database is away or silent. Then nobody knows whether they are kept.
     pub async fn commit(self) -> Result<(), DbErr> {
-        self.pool.bounded(&self.generation, self.begun.commit()).await
+        self.pool.bounded(&self.generation, Box::pin(self.begun.commit())).await
     }
 
     /// As SeaORM's own functions take it, without our bound.

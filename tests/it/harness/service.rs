@@ -113,7 +113,7 @@ impl Service {
         if set.contains_key("EMAIL_BACKEND") {
             mailer = Mailer::new(&config.mail).unwrap();
         }
-        let app = Arc::new(App::new(config, clock.clone(), db, mailer).await.unwrap());
+        let app = Arc::new(Box::pin(App::new(config, clock.clone(), db, mailer)).await.unwrap());
         if let (Some(redis), true) = (&app.redis, set.contains_key("REDIS_PREFIX")) {
             wait_until(Duration::from_secs(5), "the shared Redis", async || redis.ping().await).await;
         }
