@@ -31,7 +31,7 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a server may owe an answer before the connection counts as dead. Until then each call waits for its own timeout.
 const SILENCE: Duration = Duration::from_millis(300);
-/// How often a connection that was lost is tried again: Redis is used within a second of its return.
+/// How often at least a connection that was lost is tried again: Redis is used within a second of its return.
 const RECONNECT_EVERY: Duration = Duration::from_millis(250);
 /// How long Redis isn't asked after it owed an answer: of all that wait for one that hangs, each waits once.
 const DOUBT: Duration = Duration::from_millis(500);
@@ -61,7 +61,7 @@ impl Redis {
         config.fail_fast = false;
         let mut builder = Builder::from_config(config);
         builder
-            .set_policy(ReconnectPolicy::new_constant(0, u32::try_from(RECONNECT_EVERY.as_millis())?))
+            .set_policy(patience()?)
             .with_connection_config(|connection| {
                 connection.tcp = TcpConfig { nodelay: Some(true), ..TcpConfig::default() };
                 connection.connection_timeout = CONNECT_TIMEOUT;
@@ -195,6 +195,13 @@ fn follow(client: &Client) {
         tracing::info!("Redis is there");
         async { Ok(()) }
     });
+}
+
+/// The waits before an attempt to connect, the first one included: at once, then less and less often.
+fn patience() -> Result<ReconnectPolicy, Cause> {
+    let mut policy = ReconnectPolicy::new_exponential(0, 1, u32::try_from(RECONNECT_EVERY.as_millis())?, 4);
+    policy.set_jitter(10);
+    Ok(policy)
 }
 
 /// Without the URL, which may hold a password.
