@@ -35,7 +35,8 @@ COPY --from=build /image/ /
 COPY --from=build --chown=65532:65532 /volume/ /
 USER 65532:65532
 WORKDIR /
-ENV DATA_DIR=/data
+# On a read-only root there is no /tmp: SQLite sorts what is large beside its file.
+ENV DATA_DIR=/data SQLITE_TMPDIR=/data
 VOLUME /data
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=6s --start-period=30s --start-interval=1s --retries=3 CMD ["identity", "healthcheck"]

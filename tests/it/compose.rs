@@ -40,6 +40,13 @@ fn instruction(name: &str) -> Vec<String> {
     lines.collect()
 }
 
+/// The variables that the image sets.
+fn image_environment() -> Vec<(String, String)> {
+    let lines = instruction("ENV");
+    let pairs = lines.iter().flat_map(|line| line.split(' ')).map(|pair| pair.split_once('=').unwrap());
+    pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
 /// `["a", "b"]`, which no shell reads.
 fn words(json: &str) -> Vec<String> {
     serde_json::from_str(json).unwrap_or_else(|_| panic!("{json:?} would need a shell"))
@@ -75,7 +82,7 @@ fn the_image_runs_one_program_as_nobody_without_a_shell() {
     assert_eq!(words(health.split_once("CMD ").unwrap().1), ["identity", "healthcheck"]);
     assert!(instruction("RUN").is_empty() && instruction("FROM")[0].starts_with("gcr.io/distroless/"));
     // What it writes lies on the volume, which is made for that user.
-    assert_eq!(instruction("ENV"), ["DATA_DIR=/data"]);
+    assert_eq!(instruction("ENV"), ["DATA_DIR=/data SQLITE_TMPDIR=/data"]);
     assert_eq!(instruction("VOLUME"), ["/data"]);
     assert!(instruction("COPY").contains(&"--from=build --chown=65532:65532 /volume/ /".to_owned()));
 }
@@ -147,8 +154,9 @@ fn compose_has_the_names_of_the_original_and_keeps_the_service_in_bounds() {
 #[test]
 fn every_variable_in_the_files_is_a_setting_and_no_secret_has_a_value_there() {
     let known = |name: &str| VARIABLES.iter().any(|variable| variable.name == name);
-    for line in instruction("ENV") {
-        assert!(known(line.split('=').next().unwrap()), "{line}");
+    for (name, _) in image_environment() {
+        // Read by SQLite itself.
+        assert!(known(&name) || name == "SQLITE_TMPDIR", "{name}");
     }
     let service = environment("user-service");
     for (name, value) in service.iter().chain(&environment("postgres")) {
@@ -188,9 +196,8 @@ async fn the_command_and_the_environment_of_the_compose_file_make_a_service_that
     let mut installation = Installation::new();
     let data = installation.folder().join("data").display().to_string();
     let redis_at = redis.url().strip_prefix("redis://").unwrap().to_owned();
-    for line in instruction("ENV") {
-        let (name, value) = line.split_once('=').unwrap();
-        installation.set(name, &value.replace("/data", &data));
+    for (name, value) in image_environment() {
+        installation.set(&name, &value.replace("/data", &data));
     }
     for (name, value) in environment("user-service") {
         let value = resolved(&value, &set).unwrap();
