@@ -155,6 +155,9 @@ async fn what_one_replica_read_another_finds_in_redis_where_nobody_can_read_it_o
         let Some(redis) = PrivateRedis::start().await else { return };
         let url = redis.url();
         let service = Service::start_with(store, &[("REDIS_URL", url.as_str())]).await;
+        // What was read before is kept in the process alone.
+        wait_until(Duration::from_secs(2), "Redis is there", async || service.app.redis.as_ref().unwrap().ping().await)
+            .await;
         let client = fred::clients::Client::new(fred::types::config::Config::from_url(&url).unwrap(), None, None, None);
         client.init().await.unwrap();
         let [ada, eve] = [service.user("ada@example.com").await, service.user("eve@example.com").await];
