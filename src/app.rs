@@ -200,6 +200,9 @@ impl App {
 
     /// Settles the counts of calls with the other replicas until `stop`.
     pub async fn settle_limits(self: Arc<Self>, stop: CancellationToken) {
+        if self.redis.is_none() {
+            return stop.cancelled().await;
+        }
         while stop.run_until_cancelled(tokio::time::sleep(SETTLE_EVERY)).await.is_some() {
             self.limiter.settle_calls(self.clock.now()).await;
         }

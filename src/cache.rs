@@ -38,7 +38,7 @@ const ATTEMPTS: usize = 3;
 /// Keeps a value, unless one of a higher version is there. Such a one may be empty: then it only keeps lower ones out.
 const STORE: &str = "
 local held = redis.call('GET', KEYS[1])
-if held and tonumber(string.match(held, '^%d+')) > tonumber(ARGV[1]) then return 0 end
+if held and tonumber(string.match(held, '^%d+') or '0') > tonumber(ARGV[1]) then return 0 end
 redis.call('SET', KEYS[1], ARGV[1] .. ':' .. ARGV[2], 'PX', ARGV[3])
 return 1
 ";
@@ -56,6 +56,11 @@ pub struct Versioned<T> {
 }
 
 impl<T> Versioned<T> {
+    fn shared(self) -> Versioned<Arc<T>> {
+        let Self { version, groups_version, read_at, value } = self;
+        Versioned { version, groups_version, read_at, value: Arc::new(value) }
+    }
+
     fn is_current(&self, floor: Floor, now: DateTime<Utc>) -> bool {
         self.version >= floor.version && self.groups_version >= floor.groups_version && now - self.read_at < LIFETIME
     }
@@ -126,7 +131,12 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Cache<T> {
                 self.find(id, &is_current, now, &read).await
             });
             match self.local.try_get_with(id, find).await.as_deref() {
-                Ok(found) if is_current(found) => return Ok(Some(Arc::clone(&found.value))),
+                Ok(found) if is_current(found) => {
+                    if !was_here.load(Ordering::Relaxed) {
+                        self.metrics.in_memory.inc();
+                    }
+                    return Ok(Some(Arc::clone(&found.value)));
+                }
                 Ok(_) => {}
                 Err(miss) => match &**miss {
                     Miss::Absent if was_here.load(Ordering::Relaxed) => return Ok(None),
@@ -159,8 +169,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Cache<T> {
         let found = read().await.map_err(Miss::Failed)?.ok_or(Miss::Absent)?;
         self.metrics.in_database.inc();
         self.store_shared(id, &found, now).await;
-        let Versioned { version, groups_version, read_at, value } = found;
-        Ok(Arc::new(Versioned { version, groups_version, read_at, value: Arc::new(value) }))
+        Ok(Arc::new(found.shared()))
     }
 
     async fn load_shared(&self, id: i64) -> Option<Versioned<Arc<T>>> {
@@ -172,9 +181,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Cache<T> {
         let opened = self.seal.open(key.as_bytes(), sealed);
         let read = opened.and_then(|plain| Ok(serde_json::from_slice::<Versioned<T>>(&plain)?));
         match read {
-            Ok(Versioned { version, groups_version, read_at, value }) => {
-                Some(Versioned { version, groups_version, read_at, value: Arc::new(value) })
-            }
+            Ok(found) => Some(found.shared()),
             Err(error) => {
                 // Of another release, or another key.
                 tracing::debug!(%error, "a value in Redis can't be read");

@@ -105,8 +105,8 @@ pub enum Dependency {
     PasswordHashing,
     /// The user has as many searches under way as may be, or all users together have.
     Directory,
-    /// The list of ended sessions could not be refreshed for too long to trust it.
-    Revocations,
+    /// The feed of changes could not be read for too long to trust it.
+    Feed,
     /// The process is shutting down.
     Shutdown,
 }

@@ -27,7 +27,7 @@ use crate::{
     error::{Dependency, Error, Result},
 };
 
-/// The version of a user who was deleted: higher than any.
+/// The version of a user who was deleted, or of whom nothing may be kept: higher than any.
 const DELETED: i64 = i64::MAX;
 
 /// How often the rows of others are asked for. With the time of a poll, "everywhere within a second" follows.
@@ -133,8 +133,9 @@ impl Entry {
     fn read(row: &revocation::Model) -> Option<Self> {
         let subject = match row.kind {
             Kind::Session => Subject::Session(row.session_id?),
-            Kind::UserChanged => Subject::User { id: row.user_id?, version: row.version? },
-            Kind::AccountChanged => Subject::Account { id: row.user_id?, version: row.version? },
+            // A row without a version is of a release that knew none: then nothing that is kept is right.
+            Kind::UserChanged => Subject::User { id: row.user_id?, version: row.version.unwrap_or(DELETED) },
+            Kind::AccountChanged => Subject::Account { id: row.user_id?, version: row.version.unwrap_or(DELETED) },
             Kind::GroupsChanged => Subject::Groups { version: row.version? },
         };
         Some(Self { subject, changed_at: row.created_at, expires_at: row.expires_at })
@@ -247,7 +248,7 @@ impl Feed {
     /// `Unavailable` if the feed is too old to be trusted.
     pub fn verdict(&self, session_id: Uuid, user_id: i64, issued_at: DateTime<Utc>) -> Result<Verdict> {
         if !self.is_fresh() {
-            return Err(Error::Unavailable { what: Dependency::Revocations, cause: None });
+            return Err(Error::Unavailable { what: Dependency::Feed, cause: None });
         }
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
         Ok(if held.sessions.contains_key(&session_id) {

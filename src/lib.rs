@@ -9,7 +9,7 @@
 //! 4. `api/{auth,user,profile,role}.rs`, one file a proto service: *parse → call → reply*;
 //! 5. [`domain`], one file a subject: the rules, as `impl App` blocks, over the tables in [`entity`].
 //!
-//! Imports run one way: main → cli → server, [`telemetry`] → api → domain → app → stores ([`entity`], [`db`], [`revocations`],
+//! Imports run one way: main → cli → server, [`telemetry`] → api → domain → app → stores ([`entity`], [`db`], [`feed`], [`cache`],
 //! [`redis`], [`limiter`], [`hash_pool`], [`mail`], [`avatar_store`], [`notifier`], [`places`], [`seal`]) and [`model`] →
 //! [`config`], [`clock`], [`metrics`], [`trace`], [`random`], [`error`].
 //! `docs/architecture.md` says why, and `tests/it/architecture.rs` holds them to it.

@@ -37,7 +37,7 @@ pub struct Limiter {
     calls: Calls,
     /// Logins and registrations, apart: however many callers there are, none of them pushes a failed login out.
     attempts: Table,
-    /// Of attempts. The same for all replicas, and known to nobody else.
+    /// Of attempts, and of the hashes of callers. The same for all replicas, and known to nobody else.
     key: hmac::Key,
     /// Where attempts are counted for all replicas, while it is there.
     redis: Option<Redis>,
@@ -85,7 +85,7 @@ struct Taken {
 }
 
 impl Limiter {
-    /// `secret` keys the counts of attempts; replicas that share counts must share it.
+    /// `secret` keys the counts; replicas that share counts must share it.
     pub fn new(config: config::Limits, secret: &[u8], redis: Option<Redis>) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
         let calls = Calls::new(&key, redis.clone());

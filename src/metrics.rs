@@ -319,8 +319,8 @@ pub struct Readings {
     pub hash_queue: Gauge,
     pub hash_queue_max: Gauge,
     pub hash_threads: Gauge,
-    revocations: Family<KindLabel, Gauge>,
-    pub revocations_age: Seconds,
+    feed_entries: Family<KindLabel, Gauge>,
+    pub feed_age: Seconds,
     redis_up: Family<[(&'static str, &'static str); 0], Gauge>,
     process: Process,
 }
@@ -355,9 +355,9 @@ impl Readings {
     }
 
     /// How many sessions that ended and users who changed are held.
-    pub fn set_revocations(&self, sessions: usize, users: usize) {
-        self.revocations.get_or_create(&KindLabel { kind: "session" }).set(whole(sessions));
-        self.revocations.get_or_create(&KindLabel { kind: "user" }).set(whole(users));
+    pub fn set_feed(&self, sessions: usize, users: usize) {
+        self.feed_entries.get_or_create(&KindLabel { kind: "session" }).set(whole(sessions));
+        self.feed_entries.get_or_create(&KindLabel { kind: "user" }).set(whole(users));
     }
 
     /// Whether Redis answers, where there should be one.
@@ -445,23 +445,23 @@ impl Metrics {
         all.add(&figures.oldest, "identity_outbox_oldest_seconds", "kind", "Age of the oldest message that waits");
         all.add(&figures.sessions, "identity_sessions", "", "Sessions that stand, in the whole installation");
         all.add(
-            &readings.revocations,
-            "identity_revocations",
+            &readings.feed_entries,
+            "identity_feed_entries",
             "kind",
-            "Sessions that ended, and users who changed, that tokens are held against",
+            "Sessions that ended, and users who changed, as long as tokens or kept values of before are left",
         );
         all.add(
-            &readings.revocations_age,
-            "identity_revocations_age_seconds",
+            &readings.feed_age,
+            "identity_feed_age_seconds",
             "",
-            "Time since the revocations were read; beyond 5 s no token is let in",
+            "Time since the feed of changes was read; beyond 5 s no token is let in",
         );
         all.add(&readings.redis_up, "identity_redis_up", "", "1 if Redis answers, 0 if not; absent where none is set");
         all.add(
             &redis.commands,
             "identity_redis_commands_total",
             "outcome",
-            "Commands to Redis: answered, failed (mostly no answer in 50 ms), or spared while it was away",
+            "Commands to Redis: answered, failed (mostly no answer within REDIS_TIMEOUT_MS), or spared while it was away",
         );
         readings.process.register(started_at, &mut all);
         let build = Family::<[(&'static str, &'static str); 1], Gauge>::default();

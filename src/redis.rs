@@ -10,6 +10,7 @@ use std::{
 
 use fred::{
     clients::Client,
+    error::ErrorKind,
     interfaces::{ClientLike, EventInterface, PubsubInterface},
     types::{
         Builder, Message,
@@ -106,7 +107,11 @@ impl Redis {
             }
             Err(error) => {
                 self.metrics.asked(Asked::Failed);
-                tracing::debug!(error = error.details(), "Redis did not answer");
+                tracing::debug!(error = error.details(), "Redis did not answer, or with an error");
+                // An error is an answer: the next command need not have one.
+                if !matches!(error.kind(), ErrorKind::Timeout | ErrorKind::IO | ErrorKind::Canceled) {
+                    return None;
+                }
                 let until = self.now_ms() + u64::try_from(DOUBT.as_millis()).unwrap_or_default();
                 self.doubted_until_ms.store(until, Ordering::Relaxed);
                 None

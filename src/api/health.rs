@@ -88,8 +88,8 @@ async fn ready(app: Arc<App>, stop: CancellationToken) -> Response {
         (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
     };
     let database = if database.is_ok() { "ok" } else { "unavailable" };
-    let revocations = if are_fresh { "ok" } else { "stale" };
-    json(status, format!(r#"{{"status":"{said}","database":"{database}","revocations":"{revocations}"}}"#))
+    let feed = if are_fresh { "ok" } else { "stale" };
+    json(status, format!(r#"{{"status":"{said}","database":"{database}","feed":"{feed}"}}"#))
 }
 
 async fn health(app: Arc<App>) -> Response {

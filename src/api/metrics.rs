@@ -52,8 +52,8 @@ async fn render(app: &App) -> Result<String, Cause> {
     readings.hash_queue_max.set(whole(app.hash_pool.capacity()));
     readings.hash_threads.set(whole(app.hash_pool.threads()));
     let (sessions, users) = app.feed.held();
-    readings.set_revocations(sessions, users);
-    readings.revocations_age.set(app.feed.age().as_secs_f64());
+    readings.set_feed(sessions, users);
+    readings.feed_age.set(app.feed.age().as_secs_f64());
     if let Some(redis) = &app.redis {
         readings.set_redis(redis.ping().await);
     }

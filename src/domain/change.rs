@@ -17,8 +17,8 @@ use crate::{
     trace,
 };
 
-/// How long a change may take once it has begun; longer, and its transaction is undone, unless its commit was already sent. Less than what the polls of the
-/// revocations read again, than the margin by which they doubt a token, and than what shutdown waits.
+/// How long a change may take once it has begun; longer, and its transaction is undone, unless its commit was already sent. Less
+/// than what the polls of the feed read again, than the margin by which it doubts a token, and than what shutdown waits.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// By how much the clocks of two replicas may differ, and more.
@@ -67,9 +67,10 @@ impl Transaction {
             .filter(counter::Column::Name.eq(counter::GROUPS))
             .exec_with_returning(&self.db)
             .await?;
-        let counted =
-            counted.into_iter().map(|row| Entry::of_groups(row.value, self.now, self.outlives_all())).collect();
-        self.tell(counted).await
+        let [counted] = counted.as_slice() else {
+            return Err(Error::internal("the counter of groups is not there"));
+        };
+        self.tell(vec![Entry::of_groups(counted.value, self.now, self.outlives_all())]).await
     }
 
     /// When neither a token nor a cached value of before is left.

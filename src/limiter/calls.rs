@@ -16,7 +16,7 @@ use futures_util::future::join_all;
 use siphasher::sip::SipHasher13;
 
 use super::{Rate, window::Table};
-use crate::{error::Result, redis::Redis};
+use crate::{error::Result, random, redis::Redis};
 
 /// Who took this part of what is allowed, here and now, is told of to the others.
 const OFTEN: u32 = 50;
@@ -25,11 +25,19 @@ const MAX_TALLIES: usize = 1 << 17;
 /// How many callers are settled at once.
 const AT_ONCE: usize = 256;
 
-/// Adds to a count of this window, and answers with it and with that of the window before.
-const ADD: &str = "
-local now = redis.call('INCRBY', KEYS[1], ARGV[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return {now, tonumber(redis.call('GET', KEYS[2]) or '0')}
+/// Says what this replica counted in this window, and answers with what all others did, in it and in the one before. To say it
+/// twice, or after Redis forgot it, changes nothing.
+const SETTLE: &str = "
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+local function of_others(key)
+  local sum, counts = 0, redis.call('HGETALL', key)
+  for i = 1, #counts, 2 do
+    if counts[i] ~= ARGV[1] then sum = sum + tonumber(counts[i + 1]) end
+  end
+  return sum
+end
+return {of_others(KEYS[1]), of_others(KEYS[2])}
 ";
 
 /// Whose calls are counted.
@@ -56,6 +64,8 @@ pub(super) struct Calls {
     /// Keyed by a secret that all replicas have: nobody else can choose callers whose keys collide.
     hasher: SipHasher13,
     redis: Option<Redis>,
+    /// What this replica is called among those who count.
+    me: String,
     /// Of those who call often.
     tallies: Mutex<Tallies>,
 }
@@ -73,21 +83,17 @@ struct Tally {
     /// Which window it is, counted from the beginning of time.
     window: i64,
     mine: u32,
-    /// Of `mine`, what the others know of.
-    told: u32,
     others: u32,
-    mine_before: u32,
     others_before: u32,
     is_due: bool,
 }
 
 impl Tally {
     fn roll_to(&mut self, window: i64) {
-        if window != self.window {
-            let is_next = window == self.window + 1;
-            let before = if is_next { (self.mine, self.others) } else { (0, 0) };
-            *self =
-                Self { window, mine_before: before.0, others_before: before.1, is_due: self.is_due, ..Self::default() };
+        // Never back: of two calls at the edge the earlier may come later.
+        if window > self.window {
+            let others_before = if window == self.window + 1 { self.others } else { 0 };
+            *self = Self { window, others_before, is_due: self.is_due, ..Self::default() };
         }
     }
 }
@@ -107,7 +113,8 @@ impl Calls {
         let tag = hmac::sign(key, b"calls");
         let half = |at: usize| tag.as_ref().iter().skip(at).take(8).fold(0, |half, byte| half << 8 | u64::from(*byte));
         let hasher = SipHasher13::new_with_keys(half(0), half(8));
-        Self { table: Table::default(), hasher, redis, tallies: Mutex::default() }
+        let me = hex::encode(random::bytes::<8>());
+        Self { table: Table::default(), hasher, redis, me, tallies: Mutex::default() }
     }
 
     /// Counts a call.
@@ -164,8 +171,7 @@ impl Calls {
         }
     }
 
-    /// Tells the others what is counted here since the last time, and hears what they counted. Where Redis doesn't answer, it stays to
-    /// be told.
+    /// Tells the others what is counted here, and hears what they counted. Where Redis doesn't answer, it stays to be told.
     pub async fn settle(&self, rate: Rate, now: DateTime<Utc>) {
         let Some(redis) = &self.redis else { return };
         let (window, _) = window_at(now, length_of(rate));
@@ -181,26 +187,24 @@ impl Calls {
     }
 
     async fn settle_one(&self, redis: &Redis, key: u64, rate: Rate, window: i64) {
-        let untold = {
+        let mine = {
             let mut tallies = self.lock();
             let Some(tally) = tallies.by_key.get_mut(&key) else { return };
             tally.is_due = false;
             tally.roll_to(window);
-            tally.mine - tally.told
+            tally.mine
         };
         // One slot of a cluster for both.
         let name = |window: i64| redis.key(&format!("calls:{{{key:016x}}}:{window}"));
         let keys = vec![name(window), name(window - 1)];
         let life = 2 * rate.per.as_millis();
-        let arguments = vec![untold.to_string(), life.to_string()];
-        let counted: Option<(i64, i64)> = redis.ask(async |client| client.eval(ADD, keys, arguments).await).await;
+        let arguments = vec![self.me.clone(), mine.to_string(), life.to_string()];
+        let counted: Option<(u32, u32)> = redis.ask(async |client| client.eval(SETTLE, keys, arguments).await).await;
         let mut tallies = self.lock();
         let Tallies { by_key, due } = &mut *tallies;
         let Some(tally) = by_key.get_mut(&key).filter(|tally| tally.window == window) else { return };
-        if let Some((all, all_before)) = counted {
-            tally.told += untold;
-            tally.others = others(all, tally.told);
-            tally.others_before = others(all_before, tally.mine_before);
+        if let Some((others, others_before)) = counted {
+            (tally.others, tally.others_before) = (others, others_before);
         } else if !tally.is_due {
             tally.is_due = true;
             due.push(key);
@@ -210,9 +214,4 @@ impl Calls {
     fn lock(&self) -> MutexGuard<'_, Tallies> {
         self.tallies.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// What is counted of all, less what is counted here. Redis may have forgotten some.
-fn others(all: i64, mine: u32) -> u32 {
-    u32::try_from(all - i64::from(mine)).unwrap_or_default()
 }

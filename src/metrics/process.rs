@@ -3,6 +3,7 @@
 use std::{
     fs,
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
@@ -61,9 +62,10 @@ fn stat() -> Option<Stat> {
     // The name in brackets may hold anything; the third field follows it.
     let fields: Vec<_> = stat.rsplit_once(") ")?.1.split(' ').collect();
     let number = |field: usize| fields.get(field - 3)?.parse::<i64>().ok();
-    let ticks = u32::try_from(number(14)? + number(15)?).ok()?;
+    let ticks = u64::try_from(number(14)? + number(15)?).ok()?;
+    let cpu = Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second());
     Some(Stat {
-        cpu_seconds: f64::from(ticks) / f64::from(u32::try_from(rustix::param::clock_ticks_per_second()).ok()?),
+        cpu_seconds: cpu.as_secs_f64(),
         threads: number(20)?,
         resident_bytes: number(24)? * i64::try_from(rustix::param::page_size()).ok()?,
     })

@@ -1,5 +1,5 @@
 //! The image and the compose file, read: what they promise, and that the very command and environment in them make a service
-//! that is well. There is no engine for containers here, so nothing is built.
+//! that is well. It takes no engine for containers: nothing is built.
 
 use std::{collections::BTreeMap, fs, net::TcpListener, path::Path, time::Duration};
 

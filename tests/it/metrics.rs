@@ -205,7 +205,7 @@ async fn what_waits_in_the_outbox_and_the_sessions_that_stand_are_counted() {
         let later = figures().await;
         assert_eq!(later.sum("identity_outbox_oldest_seconds", &[code]), 300.0);
         assert_eq!(later.sum("identity_sessions", &[]), 1.0);
-        assert_eq!(later.sum("identity_revocations", &[("kind", "session")]), 1.0);
+        assert_eq!(later.sum("identity_feed_entries", &[("kind", "session")]), 1.0);
 
         service.clock.advance(chrono::Duration::hours(24));
         wait_until(Duration::from_secs(15), "the mail to be given up", async || {

@@ -26,14 +26,14 @@ async fn ask(service: &Service, path: &str) -> (u16, Value) {
 async fn without_its_database_it_lives_but_is_not_ready() {
     on_each_store(async |service| {
         assert_eq!(ask(service, "/livez").await, (200, json!({ "status": "ok" })));
-        let ready = json!({ "status": "ok", "database": "ok", "revocations": "ok" });
+        let ready = json!({ "status": "ok", "database": "ok", "feed": "ok" });
         assert_eq!(ask(service, "/readyz").await, (200, ready));
         service.app.db.close().await;
         let (status, said) = ask(service, "/readyz").await;
         assert_eq!((status, &said["status"], &said["database"]), (503, &json!("unavailable"), &json!("unavailable")));
         // Nothing is known of logouts on other replicas any more.
-        wait_until(Duration::from_secs(7), "the revocations to be stale", async || {
-            ask(service, "/readyz").await.1["revocations"] == "stale"
+        wait_until(Duration::from_secs(7), "the feed to be stale", async || {
+            ask(service, "/readyz").await.1["feed"] == "stale"
         })
         .await;
         assert_eq!(ask(service, "/livez").await, (200, json!({ "status": "ok" })));

@@ -8,7 +8,13 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Actor, Face, Outcome, PASSWORD, Service, Store, redis::PrivateRedis, wait_until},
+    harness::{
+        Actor, Face, Outcome, PASSWORD, Service, Store,
+        metrics::Metrics,
+        proxy::{Proxy, Way},
+        redis::PrivateRedis,
+        wait_until,
+    },
     user::user_id,
 };
 
@@ -79,7 +85,7 @@ async fn replicas_settle_the_general_limit_without_a_wait_for_it() {
     for store in Store::all() {
         let Some(mut redis) = PrivateRedis::start().await else { return };
         let url = redis.url();
-        let service = Service::start_with(store, &[("REDIS_URL", url.as_str()), ("RATE_LIMIT_API", "60/1m")]).await;
+        let service = Service::start_with(store, &[("REDIS_URL", url.as_str()), ("RATE_LIMIT_API", "150/1m")]).await;
         let replica = service.replica().await;
         // Sliding windows that all replicas share begin at whole minutes.
         let now = service.clock.now();
@@ -102,11 +108,11 @@ async fn replicas_settle_the_general_limit_without_a_wait_for_it() {
         let mut all = 0;
         for turn in 0..16 {
             let (actor, face) = if turn % 2 == 0 { (&user, Face::Rest) } else { (&there, Face::Grpc) };
-            all += calls(actor, 5, face).await;
+            all += calls(actor, 12, face).await;
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
-        // Five more may pass on the side that hasn't heard of the last five.
-        assert!((60..=65).contains(&all), "{store:?}: {all}");
+        // As many more may pass on the side that hasn't heard of the last twelve.
+        assert!((150..=162).contains(&all), "{store:?}: {all}");
         let refused = there.call(Face::Rest, "ProfileService.GetMyProfile", json!({})).await;
         assert!(
             refused.status == 429 && refused.retry_after.is_some_and(|secs| (1..=60).contains(&secs)),
@@ -116,10 +122,43 @@ async fn replicas_settle_the_general_limit_without_a_wait_for_it() {
         // Two windows later nothing is left of it; and without Redis each counts by itself.
         redis.kill().await;
         service.clock.advance(chrono::Duration::minutes(2));
-        assert_eq!((calls(&user, 70, Face::Grpc).await, calls(&there, 70, Face::Rest).await), (60, 60), "{store:?}");
+        assert_eq!(
+            (calls(&user, 160, Face::Grpc).await, calls(&there, 160, Face::Rest).await),
+            (150, 150),
+            "{store:?}"
+        );
         replica.stop().await;
         service.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_waits_for_no_redis_and_what_is_told_late_counts_once() {
+    let Some(redis) = PrivateRedis::start().await else { return };
+    let line = Proxy::to(&redis.url()).await;
+    let url = line.url(&redis.url());
+    let service =
+        Service::start_with(Store::Sqlite, &[("REDIS_URL", url.as_str()), ("RATE_LIMIT_API", "200/1m")]).await;
+    until_cache_is("ok", &service).await;
+    let user = service.user(EMAIL).await;
+    let calls = async |count: usize| {
+        for _ in 0..count {
+            user.call(Face::Rest, "ProfileService.GetMyProfile", json!({})).await.expect(200);
+        }
+    };
+    calls(1).await;
+    let commands = async || Metrics::of(&service).await.sum("identity_redis_commands_total", &[]);
+    // Each answer comes too late, and what was asked is done all the same, again and again.
+    line.set(Way::Delay(Duration::from_millis(80)));
+    let (begun, before) = (Instant::now(), commands().await);
+    calls(99).await;
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(commands().await - before < 60.0, "a hundred calls, and the seconds since");
+    line.set(Way::Pass);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    calls(95).await;
+    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -129,9 +129,9 @@ fn small_disk() -> Option<Vec<&'static str>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_without_space_is_a_full_disk() {
+async fn a_disk_without_space_is_a_full_disk_where_one_can_be_mounted() {
     // Where nobody may mount, the test above says as much.
-    let Some(small_disk) = small_disk() else { return eprintln!("nothing can be mounted here") };
+    let Some(small_disk) = small_disk() else { return eprintln!("nothing can be mounted") };
     let mut installation = Installation::with(&UNLIMITED);
     installation.set("DATA_DIR", "data");
     installation.start_by(&small_disk);

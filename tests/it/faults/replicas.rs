@@ -39,7 +39,6 @@ impl Pair {
         let line = Proxy::to(&redis.url()).await;
         let url = line.url(&redis.url());
         let store = *Store::all().last().unwrap();
-        // The clock is moved by hours.
         let settings = [
             ("REDIS_URL", url.as_str()),
             ("RATE_LIMIT_LOGIN", "5/15m"),
