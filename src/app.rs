@@ -204,7 +204,7 @@ impl App {
             return stop.cancelled().await;
         }
         while stop.run_until_cancelled(tokio::time::sleep(SETTLE_EVERY)).await.is_some() {
-            self.limiter.settle_calls(self.clock.now()).await;
+            self.limiter.settle(self.clock.now()).await;
         }
     }
 

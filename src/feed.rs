@@ -179,7 +179,8 @@ struct Held {
     users: HashMap<i64, (DateTime<Utc>, DateTime<Utc>)>,
     /// The version of each user who changed, and when the entry runs out.
     accounts: HashMap<i64, (i64, DateTime<Utc>)>,
-    groups_version: i64,
+    /// The version of what groups bring, and when the entry runs out.
+    groups: Option<(i64, DateTime<Utc>)>,
 }
 
 impl Held {
@@ -196,7 +197,10 @@ impl Held {
                 self.raise(id, version, expires_at);
             }
             Subject::Account { id, version } => self.raise(id, version, expires_at),
-            Subject::Groups { version } => self.groups_version = version.max(self.groups_version),
+            Subject::Groups { version } => {
+                let held = self.groups.get_or_insert((version, expires_at));
+                *held = (version.max(held.0), expires_at.max(held.1));
+            }
         }
     }
 
@@ -279,7 +283,7 @@ impl Feed {
         }
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
         let version = held.accounts.get(&user_id).map_or(0, |(version, _)| *version);
-        Some(Floor { version, groups_version: held.groups_version })
+        Some(Floor { version, groups_version: held.groups.map_or(0, |(version, _)| version) })
     }
 
     /// How long ago the database was asked what it then answered.
@@ -331,6 +335,7 @@ impl Feed {
             held.sessions.retain(|_, expires_at| *expires_at > now);
             held.users.retain(|_, (_, expires_at)| *expires_at > now);
             held.accounts.retain(|_, (_, expires_at)| *expires_at > now);
+            held.groups = held.groups.filter(|(_, expires_at)| *expires_at > now);
         }
         // As of when it was asked: what was written since may be missing.
         let fresh_at = asked_at.duration_since(self.started).as_millis();

@@ -17,6 +17,7 @@ use std::{
 use aws_lc_rs::hmac;
 use calls::{Caller, Calls};
 use chrono::{DateTime, Utc};
+use shared::{Member, Outcome, Owed, Undo};
 use uuid::Uuid;
 use window::Table;
 
@@ -41,6 +42,7 @@ pub struct Limiter {
     key: hmac::Key,
     /// Where attempts are counted for all replicas, while it is there.
     redis: Option<Redis>,
+    owed: Owed,
     metrics: metrics::Limits,
 }
 
@@ -76,7 +78,7 @@ pub struct Reservation {
     address: Option<u64>,
 }
 
-/// One that was counted: here, and in Redis where it answered.
+/// One that was counted: here, and in Redis where there is one, though it may not have said so.
 #[derive(Debug)]
 struct Taken {
     key: u64,
@@ -89,7 +91,15 @@ impl Limiter {
     pub fn new(config: config::Limits, secret: &[u8], redis: Option<Redis>) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
         let calls = Calls::new(&key, redis.clone());
-        Self { config, calls, attempts: Table::default(), key, redis, metrics: metrics::Limits::default() }
+        Self {
+            config,
+            calls,
+            attempts: Table::default(),
+            key,
+            redis,
+            owed: Owed::default(),
+            metrics: metrics::Limits::default(),
+        }
     }
 
     pub fn metrics(&self) -> &metrics::Limits {
@@ -123,8 +133,12 @@ impl Limiter {
         counted
     }
 
-    /// Tells the other replicas how often those called who call often, and hears it of them. Without Redis there is nothing to do.
-    pub async fn settle_calls(&self, now: DateTime<Utc>) {
+    /// Tells the other replicas how often those called who call often, hears it of them, and has undone in Redis what could not be when
+    /// it was due. Without Redis there is nothing to do.
+    pub async fn settle(&self, now: DateTime<Utc>) {
+        if let Some(redis) = &self.redis {
+            self.owed.pay(redis).await;
+        }
         if let Some(rate) = self.config.api {
             self.calls.settle(rate, now).await;
         }
@@ -212,14 +226,14 @@ impl Limiter {
     }
 
     /// The login did not fail after all: it doesn't count, and the failures before it are forgotten.
-    pub async fn login_succeeded(&self, reservation: Reservation) {
+    pub async fn login_succeeded(&self, reservation: Reservation, now: DateTime<Utc>) {
         if self.config.login_counts == LoginCounts::Attempts {
             return;
         }
         if let Some(address) = reservation.address {
             self.attempts.clear(address);
             if let Some(redis) = &self.redis {
-                shared::clear(redis, address).await;
+                self.owed.undo(redis, address, Undo::Before(now.timestamp_micros())).await;
             }
         }
         self.give_back(reservation).await;
@@ -230,7 +244,7 @@ impl Limiter {
         for Taken { key, at, shared } in reservation.taken {
             self.attempts.give_back(key, at);
             if let (Some(redis), Some(member)) = (&self.redis, shared) {
-                shared::give_back(redis, key, member).await;
+                self.owed.undo(redis, key, Undo::One(member)).await;
             }
         }
     }
@@ -245,17 +259,27 @@ impl Limiter {
         now: DateTime<Utc>,
     ) -> Result<u64> {
         let key = self.attempt_key(attempt);
-        let shared = match &self.redis {
-            Some(redis) => shared::take(redis, key, rate, now.timestamp_micros()).await,
-            None => None,
-        };
-        let counted = if shared.is_some() { Counted::Shared } else { Counted::Here };
-        let taken = match shared {
-            Some(shared::Outcome::Taken(member)) => {
-                Ok(Taken { key, at: self.attempts.note(key, rate, now), shared: Some(member) })
+        let (shared, member) = match &self.redis {
+            Some(redis) => {
+                let member = Member::new();
+                (shared::take(redis, key, &member, rate, now.timestamp_micros()).await, Some(member))
             }
-            Some(shared::Outcome::Full { retry_after }) => Err(Error::Throttled { retry_after }),
-            None => self.attempts.take(key, rate, now).map(|at| Taken { key, at, shared: None }),
+            None => (Outcome::Unknown, None),
+        };
+        let counted = if matches!(shared, Outcome::Unknown) { Counted::Here } else { Counted::Shared };
+        let taken = match shared {
+            Outcome::Taken => Ok(Taken { key, at: self.attempts.note(key, rate, now), shared: member }),
+            Outcome::Full { retry_after } => Err(Error::Throttled { retry_after }),
+            Outcome::Unknown => match (self.attempts.take(key, rate, now), member) {
+                (Ok(at), member) => Ok(Taken { key, at, shared: member }),
+                (Err(throttled), member) => {
+                    // It was no attempt, whatever Redis makes of it.
+                    if let Some(member) = member {
+                        self.owed.push(key, Undo::One(member));
+                    }
+                    Err(throttled)
+                }
+            },
         };
         self.metrics.asked(attempt.limit(), counted, taken.is_ok());
         reservation.taken.push(taken?);

@@ -106,7 +106,8 @@ fn caller(headers: &HeaderMap) -> Option<SpanContext> {
     struct Headers<'a>(&'a HeaderMap);
     impl Extractor for Headers<'_> {
         fn get(&self, key: &str) -> Option<&str> {
-            self.0.get(key)?.to_str().ok()
+            // Not `tracestate`: kilobytes that a stranger may send along, for other systems to read.
+            self.0.get(key).filter(|_| key.eq_ignore_ascii_case(TRACEPARENT.as_str()))?.to_str().ok()
         }
 
         fn keys(&self) -> Vec<&str> {

@@ -14,8 +14,18 @@ static METRICS: Policy = Policy::open("Metrics", Limit::None);
 
 const CONTENT_TYPE: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-/// What a proxy adds: behind one, anybody may be the peer's client.
-const OF_PROXIES: [&str; 2] = ["forwarded", "x-forwarded-for"];
+/// What proxies add: behind one, anybody may be the peer's client.
+const OF_PROXIES: [&str; 9] = [
+    "cf-connecting-ip",
+    "forwarded",
+    "true-client-ip",
+    "via",
+    "x-envoy-external-address",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+];
 
 /// Whether the request is for the metrics, and by somebody who may read them.
 pub fn are_asked_for(app: &App, request: &Request) -> bool {
@@ -23,6 +33,7 @@ pub fn are_asked_for(app: &App, request: &Request) -> bool {
     request.uri().path() == "/metrics"
         && matches!(*request.method(), Method::GET | Method::HEAD)
         && app.config.telemetry.metrics_from.iter().any(|network| network.contains(&peer))
+        && !app.config.trusts_proxy(peer)
         && !OF_PROXIES.iter().any(|name| request.headers().contains_key(*name))
 }
 

@@ -171,11 +171,16 @@ impl Pool {
                     }
                     return answer;
                 }
-                answers = answers => if !answers || begun.elapsed() > server.longest {
+                answers = answers => {
+                    let why = match answers {
+                        Ok(()) if begun.elapsed() <= server.longest => continue,
+                        Ok(()) => "the connection to the database is lost".to_owned(),
+                        Err(why) => why,
+                    };
                     self.give_up(server, generation);
                     self.0.note(&self.0.failed_at_ms);
-                    return Err(DbErr::Conn(RuntimeErr::Internal("the database is silent".into())));
-                },
+                    return Err(DbErr::Conn(RuntimeErr::Internal(why)));
+                }
             }
         }
     }
@@ -227,29 +232,27 @@ impl Server {
         Generation::new(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
     }
 
-    /// Whether it answers who connects now. One asks for all who wait.
-    async fn answers(&self) -> bool {
+    /// Nothing if it answers who connects now, else why it doesn't. One asks for all who wait.
+    async fn answers(&self) -> Result<(), String> {
         let asked_at = Instant::now();
         let ask = async {
             let mut answered_at = self.answered_at.lock().await;
             if answered_at.is_some_and(|at| at >= asked_at) {
-                return true;
+                return Ok(());
             }
             // Boxed: it is large, and seldom begun.
-            let answers = match Box::pin(PgConnection::connect_with(&self.address)).await {
+            match Box::pin(PgConnection::connect_with(&self.address)).await {
                 Ok(connection) => {
                     let _ = connection.close().await;
-                    true
                 }
                 // It says no, for it has too many connections or is about to stop: that is an answer.
-                Err(error) => matches!(error, sqlx::Error::Database(_)),
-            };
-            if answers {
-                *answered_at = Some(Instant::now());
+                Err(sqlx::Error::Database(_)) => {}
+                Err(error) => return Err(format!("the database can't be reached: {error}")),
             }
-            answers
+            *answered_at = Some(Instant::now());
+            Ok(())
         };
-        timeout(ANSWERS_WITHIN, ask).await.unwrap_or(false)
+        timeout(ANSWERS_WITHIN, ask).await.unwrap_or_else(|_| Err("the database is silent".to_owned()))
     }
 }
 

@@ -74,7 +74,7 @@ impl App {
         let attempt = self.limiter.reserve_password_change(&user.email_key, session, call.client, now).await?;
         let changed = self.change_password_within_limits(call, &caller, Arc::new(old), Arc::new(new)).await;
         match &changed {
-            Ok(true) => self.limiter.login_succeeded(attempt).await,
+            Ok(true) => self.limiter.login_succeeded(attempt, self.clock.now()).await,
             Ok(false) => drop(attempt), // It counts.
             Err(_) => self.limiter.give_back(attempt).await,
         }

@@ -61,7 +61,7 @@ impl App {
         let attempt = self.reserve_login(&email, call.client).await?;
         let logged_in = self.login_within_limits(call, email, password).await;
         match &logged_in {
-            Ok(_) => self.limiter.login_succeeded(attempt).await,
+            Ok(_) => self.limiter.login_succeeded(attempt, self.clock.now()).await,
             // A failure: it counts.
             Err(Error::NotFound(_) | Error::Unauthenticated(_)) => drop(attempt),
             // Nobody's guess was wrong.

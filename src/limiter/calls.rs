@@ -189,9 +189,15 @@ impl Calls {
     async fn settle_one(&self, redis: &Redis, key: u64, rate: Rate, window: i64) {
         let mine = {
             let mut tallies = self.lock();
-            let Some(tally) = tallies.by_key.get_mut(&key) else { return };
-            tally.is_due = false;
+            let Tallies { by_key, due } = &mut *tallies;
+            let Some(tally) = by_key.get_mut(&key) else { return };
             tally.roll_to(window);
+            if tally.window != window {
+                // A call of the next window came first: it is due with that one.
+                due.push(key);
+                return;
+            }
+            tally.is_due = false;
             tally.mine
         };
         // One slot of a cluster for both.

@@ -109,7 +109,7 @@ async fn the_metrics_are_there_for_peers_that_may_read_them_and_for_nobody_behin
         assert_eq!(ask(Method::GET, "/metrics", None).await.0 == 200, may_read, "{from:?}");
         // Else it is as if there were no such path.
         for method in [Method::GET, Method::POST, Method::DELETE] {
-            for header in [None, Some("forwarded"), Some("x-forwarded-for")] {
+            for header in [None, Some("forwarded"), Some("x-forwarded-for"), Some("via"), Some("x-real-ip")] {
                 if may_read && method == Method::GET && header.is_none() {
                     continue;
                 }
