@@ -16,12 +16,15 @@ use tokio::{
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use url::Url;
 
-use crate::harness::{
-    Actor, Face, PASSWORD, Service,
-    actor::outcome_of,
-    has_postgres, on_each_store,
-    postgres::{self, PrivatePostgres},
-    skip,
+use crate::{
+    harness::{
+        Actor, Face, PASSWORD, Service,
+        actor::outcome_of,
+        has_postgres, on_each_store,
+        postgres::{self, PrivatePostgres},
+        skip,
+    },
+    user::user_id,
 };
 
 /// How soon gRPC's health knows.
@@ -222,7 +225,9 @@ async fn connections_that_are_lost_without_a_word_are_replaced() {
     url.set_port(Some(relay.port)).unwrap();
     let service = Service::start_over(url.as_str()).await;
     let user = service.user("user@example.com").await;
-    let look = async || user.call(Face::Grpc, "ProfileService.GetMyProfile", json!({})).await;
+    // Of what is kept in memory nothing would be asked of the database.
+    let ids = json!({ "ids": [user_id(&user)] });
+    let look = async || user.call(Face::Grpc, "UserService.BatchGetUsers", ids.clone()).await;
 
     // All connections are busy at the moment, so that none is tried before it is used.
     let busy = async || {
