@@ -95,7 +95,7 @@ const SHOW_NOTHING: [&str; 11] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_changes_a_user_is_seen_here_at_once_and_elsewhere_soon() {
+async fn whatever_changes_a_user_is_seen_here_at_once_and_elsewhere_within_a_second() {
     everywhere(async |service, face| {
         let there = service.replica().await;
         let admin = service.admin("admin@example.com").await;
@@ -132,14 +132,15 @@ async fn whatever_changes_a_user_is_seen_here_at_once_and_elsewhere_soon() {
             assert!(is_here != SHOW_NOTHING.contains(&rpc.as_str()), "{rpc}: what does it change?");
         }
         for (who, rpc, fields) in changes {
+            // The admin looks often, and may do so a thousand times a minute.
+            service.clock.advance(chrono::Duration::minutes(2));
             let before = views(&admin, face, &user).await;
             assert_eq!(views(&admin_there, face, &user).await, before, "before {rpc}");
             let outcome = who.call(face, rpc, fields).await;
             assert!((200..300).contains(&outcome.status), "{rpc}: {outcome:?}");
             let after = views(&admin, face, &user).await;
             assert_ne!(after, before, "{rpc} changes nothing that is shown");
-            // Five calls a look, on a machine that may be busy: the second that it may take is held elsewhere, by single calls.
-            wait_until(Duration::from_secs(3), rpc, async || views(&admin_there, face, &user).await == after).await;
+            wait_until(Duration::from_secs(1), rpc, async || views(&admin_there, face, &user).await == after).await;
             // Who begins only now, and has nothing in memory, sees the same.
             let newcomer = service.replica().await;
             assert_eq!(views(&admin.at(newcomer.address), face, &user).await, after, "{rpc}, to a newcomer");
