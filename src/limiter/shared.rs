@@ -96,7 +96,7 @@ impl Owed {
         loop {
             let Some((key, undo)) = self.lock().pop_front() else { return };
             if !is_undone(redis, key, &undo).await {
-                self.lock().push_front((key, undo));
+                self.push(key, undo); // Behind the others: should this one be at fault, they don't wait for it.
                 return;
             }
         }
