@@ -7,25 +7,27 @@ mod avatars;
 mod database;
 mod environment;
 mod hosts;
+mod http;
+mod jwt;
 mod key;
 mod mail;
 mod parse;
 mod read;
 mod redis;
+mod server;
 mod telemetry;
 mod variables;
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     path::{Path, PathBuf},
     thread,
     time::Duration,
 };
 
-use chrono::{DateTime, Utc};
 use ipnet::IpNet;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use url::Url;
 
 use avatars::avatar_store;
@@ -34,6 +36,10 @@ use database::database;
 pub use database::{Database, Store};
 pub use environment::Environment;
 pub use hosts::AllowedHosts;
+use http::http;
+pub use http::{Hsts, Http};
+pub use jwt::{Algorithm, Jwt};
+use jwt::{jwt, secret_key, signing_key};
 pub use key::SecretKey;
 use mail::mail;
 pub use mail::{Mail, MailTransport, Smtp, SmtpTls};
@@ -41,6 +47,8 @@ use read::Reader;
 pub use read::{ConfigErrors, Mistake, Setting};
 pub use redis::Redis;
 use redis::redis;
+pub use server::Server;
+use server::server;
 use telemetry::telemetry;
 pub use telemetry::{Telemetry, Traces};
 pub use variables::{Fallback, Shown, VARIABLES, Variable};
@@ -86,30 +94,6 @@ pub struct Config {
 }
 
 #[derive(Debug, Clone)]
-pub struct Server {
-    pub listen_addr: SocketAddr,
-    pub grpc_addr: Option<SocketAddr>,
-    /// Without a final slash.
-    pub public_url: Option<String>,
-    pub reflection: bool,
-}
-
-#[derive(Debug, Clone)]
-pub struct Http {
-    pub allowed_hosts: AllowedHosts,
-    /// Exactly as browsers send them.
-    pub cors_allowed_origins: Vec<String>,
-    pub ssl_redirect: bool,
-    pub hsts: Option<Hsts>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hsts {
-    pub max_age: Duration,
-    pub include_subdomains: bool,
-}
-
-#[derive(Debug, Clone)]
 pub struct Log {
     /// Directives for `tracing_subscriber::EnvFilter`.
     pub level: String,
@@ -122,33 +106,6 @@ pub enum LogFormat {
     Auto,
     Text,
     Json,
-}
-
-#[derive(Debug, Clone)]
-pub struct Jwt {
-    pub algorithm: Algorithm,
-    pub access_lifetime: Duration,
-    pub refresh_lifetime: Duration,
-    pub accept_simplejwt_until: Option<DateTime<Utc>>,
-}
-
-/// The algorithm of a token's signature: an HMAC with this hash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Algorithm {
-    Hs256,
-    Hs384,
-    Hs512,
-}
-
-impl Algorithm {
-    /// The least length of a key, in bytes: that of the hash (RFC 7518 §3.2).
-    fn least_key_length(self) -> usize {
-        match self {
-            Self::Hs256 => 32,
-            Self::Hs384 => 48,
-            Self::Hs512 => 64,
-        }
-    }
 }
 
 #[derive(Debug, Clone)]
@@ -394,93 +351,6 @@ impl Config {
     }
 }
 
-fn server(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Server {
-    let listen_addr = r.value(&variables::LISTEN_ADDR, parse::socket_address);
-    let grpc_addr = r.optional(&variables::GRPC_ADDR, parse::socket_address);
-    if grpc_addr == Some(listen_addr) {
-        r.mistake(&variables::GRPC_ADDR, "it is the address of LISTEN_ADDR, which serves gRPC already");
-    }
-    let public_url = r.optional(&variables::PUBLIC_URL, parse::http_url);
-    Server {
-        listen_addr,
-        grpc_addr,
-        public_url: public_url.map(|url| url.as_str().trim_end_matches('/').to_owned()),
-        reflection: r.value(&variables::REFLECTION, parse::boolean),
-    }
-}
-
-fn jwt(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Jwt {
-    const TEN_YEARS: u64 = 10 * 365 * 24 * 60 * 60;
-    let lifetime = |text: &str| parse::seconds(text, &(1..=TEN_YEARS));
-    let algorithm = r.value(&variables::JWT_ALGORITHM, |text| match text.to_ascii_uppercase().as_str() {
-        "HS256" => Ok(Algorithm::Hs256),
-        "HS384" => Ok(Algorithm::Hs384),
-        "HS512" => Ok(Algorithm::Hs512),
-        "RS256" | "ES256" | "EDDSA" => Err("comes with a later release".into()),
-        _ => Err("is unknown".into()),
-    });
-    let access_lifetime = r.value(&variables::JWT_EXPIRATION_DELTA, lifetime);
-    let refresh_lifetime = r.value(&variables::JWT_REFRESH_EXPIRATION_DELTA, lifetime);
-    if refresh_lifetime < access_lifetime {
-        let (refresh, access) = (refresh_lifetime.as_secs(), access_lifetime.as_secs());
-        r.mistake(
-            &variables::JWT_REFRESH_EXPIRATION_DELTA,
-            format!("\"{refresh}\" is less than JWT_EXPIRATION_DELTA, which is {access}"),
-        );
-    }
-    let accept_simplejwt_until = r.optional(&variables::ACCEPT_SIMPLEJWT_UNTIL, parse::time);
-    Jwt { algorithm, access_lifetime, refresh_lifetime, accept_simplejwt_until }
-}
-
-/// The signing key, if one is set. A weak one is a mistake with PostgreSQL, where others rely on it; on a developer's
-/// machine it is a warning.
-fn signing_key(
-    r: &mut Reader<impl Fn(&str) -> Option<String>>,
-    algorithm: Algorithm,
-    postgres: bool,
-    debug: bool,
-) -> Option<SecretString> {
-    let secret = r.secret(&variables::JWT_SECRET_KEY);
-    let least = algorithm.least_key_length();
-    let flaw = match secret.as_ref().map(ExposeSecret::expose_secret) {
-        Some(text) if key::is_documented_example(text) => {
-            "it is an example from the documentation, known to all".into()
-        }
-        Some(text) if text.len() < least => {
-            format!("it has {} bytes, fewer than the {least} that JWT_ALGORITHM needs", text.len())
-        }
-        None if postgres && debug => "it is not set: every replica makes a key of its own in its DATA_DIR".into(),
-        None if postgres => "it is not set; with PostgreSQL it must be, unless DEBUG is true".into(),
-        Some(_) | None => return secret,
-    };
-    if postgres && !debug {
-        r.mistake(&variables::JWT_SECRET_KEY, flaw);
-    } else {
-        r.warn(format!("JWT_SECRET_KEY: {flaw}"));
-    }
-    secret
-}
-
-/// The key of codes, outbox and events, if a real one is set. An example from the documentation is nobody's secret: it
-/// counts as unset, and the key is derived.
-fn secret_key(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Option<SecretString> {
-    let secret = r.secret(&variables::SECRET_KEY)?;
-    let text = secret.expose_secret();
-    if key::is_documented_example(text) {
-        r.warn(
-            "SECRET_KEY: it is an example from the documentation, and ignored for a key derived from the signing key",
-        );
-        r.settings.retain(|setting| *setting.variable != variables::SECRET_KEY);
-        let value = "(an example: ignored; derived from the signing key)".into();
-        r.settings.push(Setting { variable: &variables::SECRET_KEY, value, is_set: true });
-        return None;
-    }
-    if text.len() < key::MIN_BYTES {
-        r.warn(format!("SECRET_KEY: it has {} bytes; {} or more are hard to guess", text.len(), key::MIN_BYTES));
-    }
-    Some(secret)
-}
-
 fn accounts(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Accounts {
     let privacies = [("documented", Privacy::Documented), ("strict", Privacy::Strict)];
     let needs = [
@@ -516,16 +386,6 @@ fn limits(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Limits {
         r.warn("TRUSTED_PROXIES holds the whole internet: any client may claim any address, and so slip every limit");
     }
     limits
-}
-
-fn http(r: &mut Reader<impl Fn(&str) -> Option<String>>) -> Http {
-    let allowed_hosts = r.optional(&variables::ALLOWED_HOSTS, AllowedHosts::parse).unwrap_or(AllowedHosts::Any);
-    let origins = r.optional(&variables::CORS_ALLOWED_ORIGINS, |text| parse::list(text, parse::origin));
-    let ssl_redirect = r.value(&variables::SECURE_SSL_REDIRECT, parse::boolean);
-    let max_age = r.value(&variables::SECURE_HSTS_SECONDS, |text| parse::seconds(text, &(0..=u64::from(u32::MAX))));
-    let include_subdomains = r.value(&variables::SECURE_HSTS_INCLUDE_SUBDOMAINS, parse::boolean);
-    let hsts = (!max_age.is_zero()).then_some(Hsts { max_age, include_subdomains });
-    Http { allowed_hosts, cors_allowed_origins: origins.unwrap_or_default(), ssl_redirect, hsts }
 }
 
 fn hashing(r: &mut Reader<impl Fn(&str) -> Option<String>>, debug: bool) -> Hashing {
