@@ -187,7 +187,7 @@ fn with_peer(
 + Send {
     router.map_request(move |mut request: http::Request<hyper::body::Incoming>| {
         has_asked.store(true, Ordering::Relaxed);
-        request.extensions_mut().insert(Peer(peer));
+        request.extensions_mut().insert(Peer { address: peer, is_tls: false });
         request.map(|body| axum::body::Body::new(body.map_err(axum::Error::new)))
     })
 }

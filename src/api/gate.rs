@@ -102,9 +102,13 @@ impl Face {
     }
 }
 
-/// The peer at the other end of the connection. The server puts it into each request.
+/// The other end of the connection. The server puts it into each request.
 #[derive(Debug, Clone, Copy)]
-pub struct Peer(pub SocketAddr);
+pub struct Peer {
+    pub address: SocketAddr,
+    /// The connection is TLS, and ends here.
+    pub is_tls: bool,
+}
 
 #[derive(Clone)]
 pub struct Gate {
@@ -249,17 +253,18 @@ impl Gate {
         nearest
     }
 
-    /// The caller reached the proxy in front of us over TLS.
+    /// The caller reached us, or the proxy in front of us, over TLS.
     fn is_secure(&self, request: &Request) -> bool {
-        self.app.config.trusts_proxy(peer(request))
-            && request.headers().get(X_FORWARDED_PROTO).is_some_and(|proto| proto == "https")
+        request.extensions().get::<Peer>().is_some_and(|peer| peer.is_tls)
+            || self.app.config.trusts_proxy(peer(request))
+                && request.headers().get(X_FORWARDED_PROTO).is_some_and(|proto| proto == "https")
     }
 }
 
 /// The address at the other end of the connection.
 pub fn peer(request: &Request) -> IpAddr {
     let peer = request.extensions().get::<Peer>();
-    peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |Peer(address)| address.ip().to_canonical())
+    peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.address.ip().to_canonical())
 }
 
 /// The gate of the gRPC services, as a layer around all of them.
