@@ -110,7 +110,7 @@ impl App {
             Some(url) => Some(Notifier::new(url, &keys.of_events())?),
             None => None,
         };
-        let config::Keys { signing, secret } = keys;
+        let config::Keys { tokens, secret } = keys;
         let hashing = &config.hashing;
         let redis = config.redis.as_ref().map(Redis::connect).transpose()?;
         let argon2 = Argon2Params::new(hashing.memory_kib, hashing.iterations, hashing.parallelism)?;
@@ -126,7 +126,7 @@ impl App {
         };
         Ok(Self {
             metrics: Metrics::new(clock.now().timestamp(), &sources),
-            keys: Keys::new(&config.jwt, &signing),
+            keys: Keys::new(&config.jwt, tokens, &secret),
             seal: Seal::new(&secret.derive("outbox"))?,
             page_seal: Seal::new(&secret.derive("page tokens"))?,
             code_key: hmac::Key::new(hmac::HMAC_SHA256, &secret.derive("verification codes")),

@@ -1,5 +1,7 @@
 //! The command line: serve, and what an operator does beside it.
 
+mod keys;
+
 use std::{
     io::{IsTerminal, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -14,6 +16,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use self::keys::KeysCommand;
 use crate::{
     api,
     app::App,
@@ -60,6 +63,11 @@ enum Command {
     Outbox {
         #[command(subcommand)]
         command: Option<OutboxCommand>,
+    },
+    /// Make keys for tokens, and show those in force.
+    Keys {
+        #[command(subcommand)]
+        command: KeysCommand,
     },
     /// Print the key that signs events, for the service that receives them. It is a secret.
     EventKey,
@@ -116,12 +124,13 @@ impl Cli {
     /// What to tell the operator, with the exit code.
     pub async fn run(self) -> Result<(), Failure> {
         match self.command.unwrap_or(Command::Serve) {
-            Command::Serve => serve().await,
+            // Boxed, as futures of this size weigh on every command.
+            Command::Serve => Box::pin(serve()).await,
             Command::Migrate => migrate().await,
-            // Boxed, as a future of this size weighs on every command.
             Command::Createsuperuser { email } => Box::pin(create_superuser(email)).await,
             Command::Outbox { command: None } => show_outbox().await,
             Command::Outbox { command: Some(OutboxCommand::Requeue { which }) } => requeue(&which).await,
+            Command::Keys { command } => command.run(),
             Command::EventKey => Ok(say(Config::from_environment()?.keys()?.of_events().expose_secret())?),
             Command::Healthcheck => healthcheck().await,
             Command::Config => show_config(),

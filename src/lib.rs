@@ -11,7 +11,7 @@
 //!
 //! Imports run one way: main → cli → server, [`telemetry`] → api → domain → app → stores ([`entity`], [`db`], [`feed`], [`cache`],
 //! [`redis`], [`limiter`], [`hash_pool`], [`mail`], [`avatar_store`], [`notifier`], [`places`], [`seal`]) and [`model`] →
-//! [`config`], [`clock`], [`metrics`], [`trace`], [`random`], [`error`].
+//! [`config`], [`clock`], [`jws`], [`metrics`], [`trace`], [`random`], [`error`].
 //! `docs/architecture.md` says why, and `tests/it/architecture.rs` holds them to it.
 
 pub mod api;
@@ -27,6 +27,7 @@ pub mod entity;
 pub mod error;
 pub mod feed;
 pub mod hash_pool;
+pub mod jws;
 pub mod limiter;
 pub mod mail;
 pub mod metrics;

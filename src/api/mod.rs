@@ -4,6 +4,7 @@ mod auth;
 mod docs;
 pub mod gate;
 pub mod health;
+mod jwks;
 mod media;
 mod metrics;
 mod patch;

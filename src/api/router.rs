@@ -12,7 +12,7 @@ use tonic_web::GrpcWebLayer;
 use super::{
     Api, docs,
     gate::{self, Face, Gate, UNKNOWN},
-    health, media, metrics, policies,
+    health, jwks, media, metrics, policies,
     rest::Rest,
     routes, status,
 };
@@ -41,6 +41,7 @@ pub async fn router(app: &Arc<App>, stop: &CancellationToken) -> Result<(Router,
         .merge(routes::role_service(Rest::new(api, gate.clone())))
         .merge(health::routes(app, &gate, stop))
         .merge(docs::routes(&gate))
+        .merge(jwks::routes(app, &gate)?)
         .merge(media::routes(app, &gate));
 
     let refused = gate.clone();

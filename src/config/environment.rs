@@ -4,7 +4,7 @@ use std::{collections::HashMap, fs, io, path::Path};
 
 use super::{
     read::{ConfigErrors, Mistake},
-    variables::{VARIABLES, Variable},
+    variables::{Shown, VARIABLES, Variable},
 };
 
 /// The variables of the process, and those of a `.env` file that the process doesn't have.
@@ -58,7 +58,27 @@ impl Environment {
                 right: "a file of lines NAME=value, in UTF-8".into(),
             }),
         }
+        read_secrets(&mut values, &mut mistakes);
         (Self(values), mistakes)
+    }
+}
+
+/// Any secret may be in a file, as orchestrators hand them over: `NAME_FILE` names it. A newline at its end is not part of it.
+fn read_secrets(values: &mut HashMap<String, String>, mistakes: &mut Vec<Mistake>) {
+    for variable in VARIABLES.iter().filter(|variable| variable.shown != Shown::Plain) {
+        let name = format!("{}_FILE", variable.name);
+        let Some(path) = values.get(&name).filter(|path| !path.trim().is_empty()) else { continue };
+        let read = if values.get(variable.name).is_some_and(|value| !value.trim().is_empty()) {
+            Err(format!("{} is set too", variable.name))
+        } else {
+            fs::read_to_string(path.trim()).map_err(|e| format!("the file can't be read ({e})"))
+        };
+        match read {
+            Ok(text) => {
+                values.insert(variable.name.to_owned(), text.strip_suffix('\n').unwrap_or(&text).to_owned());
+            }
+            Err(wrong) => mistakes.push(Mistake { name, wrong, right: format!("a file that holds {}", variable.form) }),
+        }
     }
 }
 
@@ -95,6 +115,7 @@ fn position<'a>(lines: &mut impl Iterator<Item = (usize, &'a str)>, error: &dote
 
 /// The variable that somebody who wrote `name` may have meant.
 fn nearest(name: &str) -> Option<&'static Variable> {
+    let name = name.strip_suffix("_FILE").unwrap_or(name);
     if name.len() < 6 || VARIABLES.iter().any(|ours| ours.name == name) {
         return None;
     }

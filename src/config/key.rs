@@ -10,7 +10,7 @@ use std::{
 use aws_lc_rs::{digest, hkdf};
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
 
-use crate::random;
+use crate::{error::Result, random};
 
 /// Keys shorter than this many bytes are guessable: a hash's own length (RFC 7518 §3.2), for HS256.
 pub(super) const MIN_BYTES: usize = 32;
@@ -42,17 +42,17 @@ impl SecretKey {
             .expect("HKDF-SHA256 gives up to 8160 bytes");
         key
     }
-
-    /// Enough to compare two keys by, and too little to find one: 16 digits of its SHA-256.
-    pub fn fingerprint(&self) -> String {
-        fingerprint(self.expose())
-    }
 }
 
 impl From<&SecretString> for SecretKey {
     fn from(secret: &SecretString) -> Self {
         Self::new(secret.expose_secret())
     }
+}
+
+/// The `SECRET_KEY` that goes with a signing key where none is set. A text, so that it can be set before the signing key changes.
+pub(super) fn derived_secret(signing: &SecretString) -> SecretString {
+    hex::encode(SecretKey::from(signing).derive("SECRET_KEY")).into()
 }
 
 /// The first 16 hexadecimal digits of the SHA-256. A shell computes the same by
@@ -81,7 +81,7 @@ pub(super) fn is_documented_example(key: &str) -> bool {
 ///
 /// # Errors
 /// The file can't be read, or doesn't hold a key.
-pub(super) fn stored(path: &Path) -> io::Result<Option<SecretKey>> {
+pub(super) fn stored(path: &Path) -> io::Result<Option<SecretString>> {
     let text: SecretString = match fs::read_to_string(path) {
         Ok(text) => text.into(),
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -95,15 +95,15 @@ pub(super) fn stored(path: &Path) -> io::Result<Option<SecretKey>> {
     if fs::metadata(path)?.permissions().mode() & 0o077 != 0 {
         tracing::warn!(path = %path.display(), "other users of this machine may read the signing key: chmod 600");
     }
-    Ok(Some(SecretKey::new(key)))
+    Ok(Some(key.into()))
 }
 
-/// The key kept at `path`; made of 32 random bytes, written as hexadecimal digits, where there is none. However many
-/// processes ask at once, all get the same key. The file's text is the key: `JWT_SECRET_KEY="$(cat …)"` shares it.
+/// The key kept at `path`; where there is none, one that `make` makes. However many processes ask at once, all get the same
+/// key. The file's text is the key: `JWT_SECRET_KEY="$(cat …)"` shares it.
 ///
 /// # Errors
 /// The file can't be read or made, or doesn't hold a key.
-pub(super) fn stored_or_made(path: &Path) -> io::Result<SecretKey> {
+pub(super) fn stored_or_made(path: &Path, make: impl FnOnce() -> Result<SecretString>) -> io::Result<SecretString> {
     if let Some(key) = stored(path)? {
         return Ok(key);
     }
@@ -113,11 +113,11 @@ pub(super) fn stored_or_made(path: &Path) -> io::Result<SecretKey> {
     // A complete file is linked into place: unlike a rename, a link never replaces one that another process made, and
     // nobody ever reads half a key, not even after a power cut.
     let draft = folder.join(format!(".jwt.key.{}", hex::encode(random::bytes::<8>())));
-    let linked =
-        write_durably(&draft, &hex::encode(random::bytes::<32>())).and_then(|()| match fs::hard_link(&draft, path) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
-            _ => fs::File::open(folder)?.sync_all(),
-        });
+    let made = make().map_err(io::Error::other)?;
+    let linked = write_durably(&draft, made.expose_secret()).and_then(|()| match fs::hard_link(&draft, path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+        _ => fs::File::open(folder)?.sync_all(),
+    });
     // The draft may not even exist, and is no harm if it stays.
     let _ = fs::remove_file(&draft);
     linked?;

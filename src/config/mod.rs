@@ -27,7 +27,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use avatars::avatar_store;
@@ -38,8 +38,8 @@ pub use environment::Environment;
 pub use hosts::AllowedHosts;
 use http::http;
 pub use http::{Hsts, Http};
-pub use jwt::{Algorithm, Jwt};
-use jwt::{jwt, secret_key, signing_key};
+pub use jwt::Jwt;
+use jwt::{SigningKeys, jwt, secret_key, signing_keys};
 pub use key::SecretKey;
 use mail::mail;
 pub use mail::{Mail, MailTransport, Smtp, SmtpTls};
@@ -53,10 +53,11 @@ use telemetry::telemetry;
 pub use telemetry::{Telemetry, Traces};
 pub use variables::{Fallback, Shown, VARIABLES, Variable};
 
+use crate::jws::{self, Algorithm, Flaw, KeySet};
+
 /// Variables that are checked and kept, but not acted upon yet. Setting one to something that matters is a warning: an
 /// operator mustn't believe that it works.
 pub const NOT_YET: &[&str] = &[
-    "ACCEPT_SIMPLEJWT_UNTIL",
     "AUTH_COOKIES",
     "CORS_ALLOWED_ORIGINS",
     "GRPC_ADDR",
@@ -88,7 +89,7 @@ pub struct Config {
     pub superuser_password: Option<SecretString>,
     /// What is allowed, but hardly meant: for the log.
     pub warnings: Vec<String>,
-    signing_key: Option<SecretString>,
+    signing_keys: SigningKeys,
     secret_key: Option<SecretString>,
     settings: Vec<Setting>,
 }
@@ -192,11 +193,11 @@ impl Hashing {
     pub const MAX_PARALLELISM: u32 = 64;
 }
 
-/// Both keys of the service.
+/// The keys of the service.
 #[derive(Debug, Clone)]
 pub struct Keys {
-    /// Signs tokens.
-    pub signing: SecretKey,
+    /// Sign and verify tokens.
+    pub tokens: KeySet,
     /// Keys codes, outbox and events.
     pub secret: SecretKey,
 }
@@ -252,8 +253,8 @@ impl Config {
         // A broken PostgreSQL URL is meant to be one: what is wrong with the key is told in the same breath.
         let postgres = matches!(database.store, Store::Postgres { .. })
             || r.text(&variables::DATABASE_URL).is_some_and(|url| url.starts_with("postgres"));
-        let signing_key = signing_key(r, jwt.algorithm, postgres, debug);
-        let secret_key = secret_key(r);
+        let signing_keys = signing_keys(r, jwt.algorithm, postgres, debug);
+        let secret_key = secret_key(r, !signing_keys.others.is_empty());
         let mail = mail(r);
         let notification_service_url = r.optional(&variables::NOTIFICATION_SERVICE_URL, parse::http_url);
         let audit_retention = r.value(&variables::AUDIT_RETENTION, parse::retention);
@@ -290,26 +291,33 @@ impl Config {
             telemetry,
             superuser_password,
             warnings,
-            signing_key,
+            signing_keys,
             secret_key,
             settings,
         })
     }
 
-    /// The keys in force. Where no signing key is set, the one kept in `DATA_DIR/jwt.key` is read, or made.
+    /// The keys in force. Where no signing key is set, the one kept in `DATA_DIR` is read, or made.
     ///
     /// # Errors
     /// That file can't be read or made, or doesn't hold a key.
     pub fn keys(&self) -> Result<Keys, ConfigErrors> {
-        let signing = match &self.signing_key {
-            Some(secret) => secret.into(),
-            None => key::stored_or_made(&self.key_path()).map_err(|e| self.no_key(&e))?,
-        };
-        let secret = match &self.secret_key {
-            Some(secret) => secret.into(),
-            None => SecretKey::new(signing.derive("SECRET_KEY")),
-        };
-        Ok(Keys { signing, secret })
+        let signing = self.signing_key()?;
+        let flawed = |Flaw(wrong): Flaw| self.no_key(&io::Error::new(io::ErrorKind::InvalidData, wrong));
+        let key = jws::Key::read(self.jwt.algorithm, signing.expose_secret()).map_err(flawed)?;
+        let tokens = KeySet::new(key, self.signing_keys.others.clone()).map_err(flawed)?;
+        Ok(Keys { tokens, secret: (&self.secret_key()?).into() })
+    }
+
+    /// The text of `SECRET_KEY` that is in force: what to set it to before the signing key changes.
+    ///
+    /// # Errors
+    /// As for [`Config::keys`].
+    pub fn secret_key(&self) -> Result<SecretString, ConfigErrors> {
+        match &self.secret_key {
+            Some(secret) => Ok(secret.clone()),
+            None => Ok(key::derived_secret(&self.signing_key()?)),
+        }
     }
 
     /// Every variable with what holds for it, in the order of [`VARIABLES`], for an operator's eyes: keys as
@@ -320,10 +328,13 @@ impl Config {
     pub fn describe(&self) -> Result<Vec<Setting>, ConfigErrors> {
         let mut settings = self.settings.clone();
         for setting in &mut settings {
-            if *setting.variable == variables::JWT_SECRET_KEY && self.signing_key.is_none() {
+            if *setting.variable == variables::JWT_SECRET_KEY && self.signing_keys.signing.is_none() {
                 let path = self.key_path();
                 setting.value = match key::stored(&path).map_err(|e| self.no_key(&e))? {
-                    Some(key) => format!("sha256 {} (kept in {})", key.fingerprint(), path.display()),
+                    Some(key) => {
+                        let fingerprint = key::fingerprint(key.expose_secret().as_bytes());
+                        format!("sha256 {fingerprint} (kept in {})", path.display())
+                    }
                     None => format!("(a random key, made by the first start in {})", path.display()),
                 };
             }
@@ -338,8 +349,22 @@ impl Config {
         self.limits.trusted_proxies.iter().any(|network| network.contains(&peer))
     }
 
+    /// The text of the key that signs.
+    fn signing_key(&self) -> Result<SecretString, ConfigErrors> {
+        match &self.signing_keys.signing {
+            Some(secret) => Ok(secret.clone()),
+            None => key::stored_or_made(&self.key_path(), || jws::Key::generate(self.jwt.algorithm))
+                .map_err(|e| self.no_key(&e)),
+        }
+    }
+
     fn key_path(&self) -> PathBuf {
-        self.data_dir.join("jwt.key")
+        self.data_dir.join(match self.jwt.algorithm {
+            shared if shared.least_secret().is_some() => "jwt.key",
+            Algorithm::Rs256 => "jwt.rs256.pem",
+            Algorithm::Es256 => "jwt.es256.pem",
+            _ => "jwt.eddsa.pem",
+        })
     }
 
     fn no_key(&self, error: &io::Error) -> ConfigErrors {

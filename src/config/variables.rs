@@ -84,11 +84,20 @@ variables! {
         LOG_FORMAT = "auto", "auto, text or json", Plain;
     }
     "Keys and tokens" {
-        /// Signs the tokens. Its bytes are taken as they stand, as SimpleJWT takes them.
-        JWT_SECRET_KEY => "a random key, kept in DATA_DIR/jwt.key; required with PostgreSQL",
-            "a secret of at least 32 bytes, the same for all replicas (make one: openssl rand -hex 32)", Fingerprint;
-        /// The algorithm of the signatures. HS384 wants a key of 48 bytes, HS512 of 64.
-        JWT_ALGORITHM = "HS256", "HS256, HS384 or HS512", Plain;
+        /// Signs the tokens. A shared secret's bytes are taken as they stand, as SimpleJWT takes them.
+        JWT_SECRET_KEY => "a random key, kept in DATA_DIR; required with PostgreSQL",
+            "a secret of at least 32 bytes or, for RS256, ES256 and EdDSA, a private key as PEM, the same for all replicas (make one: identity keys generate)", Fingerprint;
+        /// The algorithm of the signatures. HS384 wants a key of 48 bytes, HS512 of 64. The public halves of the others are at
+        /// /.well-known/jwks.json.
+        JWT_ALGORITHM = "HS256", "HS256, HS384, HS512, RS256, ES256 or EdDSA", Plain;
+        /// A key that verifies already, so that all replicas know it before one signs by it.
+        JWT_NEXT_KEY => "none", "a key as for JWT_SECRET_KEY; a public key is enough", Fingerprint;
+        /// Its algorithm.
+        JWT_NEXT_ALGORITHM => "that of JWT_ALGORITHM", "HS256, HS384, HS512, RS256, ES256 or EdDSA", Plain;
+        /// The key that signed before: its tokens are good until they run out.
+        JWT_PREVIOUS_KEY => "none", "a key as for JWT_SECRET_KEY; a public key is enough", Fingerprint;
+        /// Its algorithm.
+        JWT_PREVIOUS_ALGORITHM => "that of JWT_ALGORITHM", "HS256, HS384, HS512, RS256, ES256 or EdDSA", Plain;
         /// Lifetime of an access token, in seconds.
         JWT_EXPIRATION_DELTA = "3600", "a number of seconds", Plain;
         /// Lifetime of a refresh token, in seconds.

@@ -16,6 +16,8 @@ use crate::{
 pub enum Event {
     Registered,
     LoggedIn,
+    /// A refresh token of the Django service began a session here.
+    SessionAdopted,
     LoggedOut,
     EmailVerified,
     /// By an operator, on the command line.
@@ -52,6 +54,7 @@ impl Event {
         match self {
             Self::Registered => "user.registered",
             Self::LoggedIn => "session.began",
+            Self::SessionAdopted => "session.adopted",
             Self::LoggedOut => "session.ended",
             Self::EmailVerified => "user.email_verified",
             Self::SuperuserMade => "user.superuser_made",
@@ -78,6 +81,7 @@ impl Event {
         match self {
             Self::Registered
             | Self::LoggedIn
+            | Self::SessionAdopted
             | Self::LoggedOut
             | Self::EmailVerified
             | Self::SuperuserMade
@@ -103,7 +107,14 @@ impl Event {
 
     /// The call came without a token, but it was the user's own: he or she knew the password, or had the mail.
     fn proves_the_user(&self) -> bool {
-        matches!(self, Self::Registered | Self::LoggedIn | Self::SessionsCrowdedOut(_) | Self::EmailVerified)
+        matches!(
+            self,
+            Self::Registered
+                | Self::LoggedIn
+                | Self::SessionAdopted
+                | Self::SessionsCrowdedOut(_)
+                | Self::EmailVerified
+        )
     }
 }
 

@@ -96,13 +96,14 @@ impl App {
     pub(super) async fn caller_of(&self, claims: &VerifiedToken) -> Result<Caller> {
         match self.feed.verdict(claims.session_id, claims.user_id, claims.issued_at)? {
             Verdict::Ended => Err(Error::Unauthenticated(AuthFailure::SessionEnded)),
-            Verdict::Unchanged => Ok(Caller {
+            // What says nothing of its user is no better than what is old.
+            Verdict::Unchanged if !claims.is_adopted => Ok(Caller {
                 user_id: claims.user_id,
                 session_id: claims.session_id,
                 roles: claims.roles,
                 is_verified: claims.is_verified,
             }),
-            Verdict::Changed => {
+            Verdict::Unchanged | Verdict::Changed => {
                 let user = self.active_user(claims.user_id).await?;
                 Ok(Caller {
                     user_id: user.id,

@@ -2,6 +2,7 @@
 //! Nothing here knows gRPC, or how REST binds; of HTTP only header values, which a call carries as they came.
 
 pub mod account;
+mod adoption;
 mod audit;
 mod authority;
 pub mod avatar;

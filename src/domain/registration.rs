@@ -99,7 +99,7 @@ impl App {
         self.change(move |tx| {
             Box::pin(async move {
                 let user = tx.insert_user(&new.person, hash, AccountFlags::default()).await?;
-                let session = tx.insert_session(&call, user.id).await?;
+                let session = tx.begin_session(&call, user.id).await?;
                 tx.post_code(&user, false).await?;
                 tx.announce(UserEvent::Registered, &user).await?;
                 tx.audit(Event::Registered, Some(&call), user.id).await?;

@@ -118,6 +118,9 @@ impl App {
 
     async fn refresh_session(self: &Arc<Self>, call: &Arc<Call>, token: &VerifiedToken) -> Result<TokenPair> {
         let now = self.clock.now();
+        if token.is_adopted {
+            self.adopt_session(call, token).await?;
+        }
         let mut session = self.standing_session(token.session_id, now).await?;
         let user = self.active_user(session.user_id).await?;
         if token.jti == self.keys.refresh_jti(session.id, session.generation) {
@@ -177,7 +180,11 @@ impl App {
     pub async fn logout(self: &Arc<Self>, call: Arc<Call>, caller: Caller) -> Result<()> {
         self.change(move |tx| {
             Box::pin(async move {
-                tx.end_session(caller.session_id).await?;
+                if caller.session_id == tx.app.keys.simplejwt_session(caller.user_id) {
+                    tx.end_simplejwt(caller.user_id).await?;
+                } else {
+                    tx.end_session(caller.session_id).await?;
+                }
                 tx.audit(Event::LoggedOut, Some(&call), caller.user_id).await
             })
         })
@@ -208,11 +215,13 @@ impl App {
                 verified.is_verified = caller.is_verified;
             }
             token::Kind::Refresh => {
-                let session = self.standing_session(verified.session_id, now).await?;
-                if verified.jti != self.keys.refresh_jti(session.id, session.generation) {
-                    return Err(Error::Unauthenticated(AuthFailure::SessionEnded));
+                if !verified.is_adopted || !self.is_yet_to_be_adopted(&verified).await? {
+                    let session = self.standing_session(verified.session_id, now).await?;
+                    if verified.jti != self.keys.refresh_jti(session.id, session.generation) {
+                        return Err(Error::Unauthenticated(AuthFailure::SessionEnded));
+                    }
                 }
-                let user = self.active_user(session.user_id).await?;
+                let user = self.active_user(verified.user_id).await?;
                 verified.roles = Roles::of(&user);
                 verified.is_verified = user.is_verified;
             }
@@ -242,19 +251,29 @@ impl Transaction {
         }
         // As it is now: its roles may have changed while the hash took its time.
         let Some(user) = login.exec_with_returning(&self.db).await?.pop() else { return Ok(None) };
-        let session = self.insert_session(call, user.id).await?;
+        let session = self.begin_session(call, user.id).await?;
         self.audit(Event::LoggedIn, Some(call), user.id).await?;
         let tokens = self.app.keys.issue(&user, &session, self.now)?;
         Ok(Some(LoggedIn { user, tokens }))
     }
 
     /// A new session of the user. Its client is known from then on.
-    pub async fn insert_session(&mut self, call: &Call, user_id: i64) -> Result<session::Model> {
+    pub async fn begin_session(&mut self, call: &Call, user_id: i64) -> Result<session::Model> {
+        self.insert_session(call, user_id, new_session_id(self.now), 1).await
+    }
+
+    pub(super) async fn insert_session(
+        &mut self,
+        call: &Call,
+        user_id: i64,
+        id: Uuid,
+        generation: i64,
+    ) -> Result<session::Model> {
         let now = self.now;
         let new = session::ActiveModel {
-            id: Set(new_session_id(now)),
+            id: Set(id),
             user_id: Set(user_id),
-            generation: Set(1),
+            generation: Set(generation),
             created_at: Set(now),
             rotated_at: Set(now),
             expires_at: Set(self.app.keys.refresh_expires_at(now)),
@@ -320,7 +339,11 @@ impl Transaction {
             end = end.filter(session::Column::Id.ne(kept));
         }
         let ended = end.exec_with_returning(&self.db).await?;
-        self.revoke_sessions(ended.iter().map(|session| session.id)).await
+        self.revoke_sessions(ended.iter().map(|session| session.id)).await?;
+        if self.app.keys.accept_simplejwt(self.now) {
+            self.end_simplejwt(user_id).await?;
+        }
+        Ok(())
     }
 }
 

@@ -4,14 +4,14 @@
 use aws_lc_rs::hmac;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use chrono::{DateTime, Duration, Utc};
-use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    config::{self, Algorithm},
+    config,
     entity::{session, user},
     error::{AuthFailure, Error, Result},
+    jws::KeySet,
     model::role::Roles,
     random,
 };
@@ -49,6 +49,8 @@ pub struct VerifiedToken {
     pub kind: Kind,
     pub user_id: i64,
     pub session_id: Uuid,
+    /// The Django service made it, before there were sessions.
+    pub is_adopted: bool,
     pub jti: String,
     pub issued_at: DateTime<Utc>,
     /// Seconds since the Unix epoch.
@@ -59,16 +61,17 @@ pub struct VerifiedToken {
     pub is_verified: bool,
 }
 
-/// The keys that sign and verify.
+/// What makes and checks tokens.
 pub struct Keys {
-    header: Header,
-    encoding: EncodingKey,
-    decoding: DecodingKey,
-    validation: Validation,
+    signatures: KeySet,
     /// Makes the `jti` of a refresh token out of its session and generation.
     successor: hmac::Key,
+    /// Makes the ids of the sessions that tokens of the Django service stand for.
+    adopted: hmac::Key,
     access_lifetime: Duration,
     refresh_lifetime: Duration,
+    /// Until when tokens without a session are taken.
+    accept_simplejwt_until: Option<DateTime<Utc>>,
 }
 
 /// The claims as we write them: those of `SimpleJWT`, and ours.
@@ -111,26 +114,38 @@ struct Claims {
 }
 
 impl Keys {
-    pub fn new(config: &config::Jwt, signing: &config::SecretKey) -> Self {
-        let algorithm = match config.algorithm {
-            Algorithm::Hs256 => jsonwebtoken::Algorithm::HS256,
-            Algorithm::Hs384 => jsonwebtoken::Algorithm::HS384,
-            Algorithm::Hs512 => jsonwebtoken::Algorithm::HS512,
-        };
-        // Only the signature is left to the library: claims are checked here, by our clock and without its defaults.
-        let mut validation = Validation::new(algorithm);
-        validation.required_spec_claims.clear();
-        validation.validate_exp = false;
-        validation.validate_aud = false;
+    pub fn new(config: &config::Jwt, signatures: KeySet, secret: &config::SecretKey) -> Self {
+        // Not of the signing key: sessions outlive that.
+        let key = |label| hmac::Key::new(hmac::HMAC_SHA256, &secret.derive(label));
         Self {
-            header: Header::new(algorithm),
-            encoding: EncodingKey::from_secret(signing.expose()),
-            decoding: DecodingKey::from_secret(signing.expose()),
-            validation,
-            successor: hmac::Key::new(hmac::HMAC_SHA256, &signing.derive("refresh token successor")),
+            signatures,
+            successor: key("refresh token successor"),
+            adopted: key("sessions of SimpleJWT"),
             access_lifetime: in_seconds(config.access_lifetime),
             refresh_lifetime: in_seconds(config.refresh_lifetime),
+            accept_simplejwt_until: config.accept_simplejwt_until,
         }
+    }
+
+    /// The public halves of the keys, for whoever verifies tokens without asking.
+    pub fn public(&self) -> jsonwebtoken::jwk::JwkSet {
+        self.signatures.public()
+    }
+
+    /// Whether tokens of the Django service are taken.
+    pub fn accept_simplejwt(&self, now: DateTime<Utc>) -> bool {
+        self.accept_simplejwt_until.is_some_and(|until| now < until)
+    }
+
+    /// The session that stands for all access tokens of the user that the Django service made: they name none.
+    pub fn simplejwt_session(&self, user_id: i64) -> Uuid {
+        self.adopted_session(&user_id.to_be_bytes())
+    }
+
+    fn adopted_session(&self, of: &[u8]) -> Uuid {
+        let mut id = [0; 16];
+        id.copy_from_slice(&hmac::sign(&self.adopted, of).as_ref()[..16]);
+        uuid::Builder::from_custom_bytes(id).into_uuid()
     }
 
     /// When the last access token is over that any replica made before `now`, by whichever of their clocks.
@@ -167,7 +182,7 @@ impl Keys {
             user: None,
             ..access
         };
-        Ok(TokenPair { access: self.sign(&access)?, refresh: self.sign(&refresh)? })
+        Ok(TokenPair { access: self.signatures.sign(&access)?, refresh: self.signatures.sign(&refresh)? })
     }
 
     /// The `jti` of the refresh token of a session's generation: derived, so that a lost answer can be given again
@@ -198,36 +213,55 @@ impl Keys {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(bad);
         }
-        let Ok(decoded) = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation) else {
-            return Err(bad);
+        let Some(verified) = self.signatures.verify(token) else { return Err(bad) };
+        let Ok(claims) = serde_json::from_slice::<Claims>(&verified.payload) else { return Err(bad) };
+        let is_adopted = claims.sid.is_none();
+        // Of others' tokens none lives longer than ours: what ends them is remembered no longer.
+        let exp = if is_adopted {
+            claims.exp.min(claims.iat.saturating_add(self.lifetime(claims.token_type)))
+        } else {
+            claims.exp
         };
-        // No token of ours names a key, or an extension that must be understood (RFC 7515 §4.1.11).
-        if decoded.header.kid.is_some() || decoded.header.crit.is_some() {
-            return Err(bad);
-        }
-        let claims = decoded.claims;
-        let (now, leeway) = (now.timestamp(), LEEWAY.num_seconds());
-        if claims.exp <= now {
+        let (seconds, leeway) = (now.timestamp(), LEEWAY.num_seconds());
+        if exp <= seconds {
             return Err(Error::Unauthenticated(AuthFailure::ExpiredToken));
         }
-        if claims.iat > now + leeway || claims.nbf.is_some_and(|nbf| nbf > now + leeway) {
+        // Those who share the secret name no key in what they sign.
+        if is_adopted && (verified.names_key || !self.accept_simplejwt(now)) {
             return Err(bad);
         }
-        let (Some(session_id), Ok(user_id)) = (claims.sid, claims.user_id.parse()) else { return Err(bad) };
+        if claims.iat > seconds + leeway || claims.nbf.is_some_and(|nbf| nbf > seconds + leeway) {
+            return Err(bad);
+        }
+        let Ok(user_id) = claims.user_id.parse() else { return Err(bad) };
+        let (session_id, jti) = match (claims.sid, claims.token_type) {
+            (Some(session_id), _) => (session_id, claims.jti),
+            (None, Kind::Access) => (self.simplejwt_session(user_id), claims.jti),
+            // The token before the first of a session of its own.
+            (None, Kind::Refresh) => {
+                let session_id = self.adopted_session(claims.jti.as_bytes());
+                (session_id, self.refresh_jti(session_id, 0))
+            }
+        };
         Ok(VerifiedToken {
             kind: claims.token_type,
             user_id,
             session_id,
-            jti: claims.jti,
+            is_adopted,
+            jti,
             issued_at: DateTime::from_timestamp(claims.iat, 0).unwrap_or_default(),
-            expires_at: claims.exp,
+            expires_at: exp,
             roles: Roles::from_display(claims.roles.iter().map(String::as_str)),
             is_verified: claims.is_verified,
         })
     }
 
-    fn sign(&self, claims: &impl Serialize) -> Result<String> {
-        jsonwebtoken::encode(&self.header, claims, &self.encoding).map_err(Error::internal)
+    /// In seconds.
+    fn lifetime(&self, kind: Kind) -> i64 {
+        match kind {
+            Kind::Access => self.access_lifetime.num_seconds(),
+            Kind::Refresh => self.refresh_lifetime.num_seconds(),
+        }
     }
 }
 

@@ -30,7 +30,7 @@ const LAYERS: [&[&str]; 8] = [
         "feed",
         "seal",
     ],
-    &["clock", "config", "error", "metrics", "random", "trace"],
+    &["clock", "config", "error", "jws", "metrics", "random", "trace"],
 ];
 
 /// Lines of code that a file may have, without comments and blank lines.

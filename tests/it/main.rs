@@ -10,6 +10,7 @@
 
 mod access_matrix;
 mod account;
+mod adoption;
 mod architecture;
 mod avatar;
 mod avatar_store;
@@ -32,6 +33,7 @@ mod grpc_web;
 mod guide;
 mod harness;
 mod housekeeping;
+mod keys;
 mod letter;
 mod limits;
 mod metrics;
@@ -56,6 +58,7 @@ mod rest_parity;
 mod revocations;
 mod role;
 mod schemathesis;
+mod security_tokens;
 mod session;
 mod shutdown;
 mod strangers;

@@ -5,78 +5,13 @@ use std::{
     process::{Command, Stdio},
 };
 
-use aws_lc_rs::hmac;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use chrono::{DateTime, Duration};
-use reqwest::Method;
+use chrono::DateTime;
 use serde_json::{Value, json};
 
-use crate::harness::{
-    Actor, Face, Service, Store,
-    actor::{Outcome, claims, outcome_of, outcome_of_status},
-    everywhere, on_each_store, python,
-};
+use crate::harness::{Face, Service, Store, actor::claims, everywhere, python};
+use crate::security_tokens::{KEY, assert_refused, get_me, look_into};
 use crate::user::user_id;
-
-/// The harness's key, with which whoever holds it can sign whatever he or she likes.
-const KEY: &str = "a-key-for-tests-that-is-long-enough-0123456789";
-
-fn base64url(bytes: impl AsRef<[u8]>) -> String {
-    BASE64_URL_SAFE_NO_PAD.encode(bytes)
-}
-
-/// A token of any header and payload, signed by the book (RFC 7515 §5.1) and not by the library under test.
-fn signed(header: &str, payload: &str, algorithm: hmac::Algorithm, key: &[u8]) -> String {
-    let input = format!("{}.{}", base64url(header), base64url(payload));
-    let signature = hmac::sign(&hmac::Key::new(algorithm, key), input.as_bytes());
-    format!("{input}.{}", base64url(signature))
-}
-
-/// A token with this header and the right signature.
-fn with_header(header: &Value, claims: &Value) -> String {
-    signed(&header.to_string(), &claims.to_string(), hmac::HMAC_SHA256, KEY.as_bytes())
-}
-
-/// A token with these claims that is right in all else.
-fn with_claims(claims: &Value) -> String {
-    with_header(&json!({ "alg": "HS256", "typ": "JWT" }), claims)
-}
-
-/// `claims`, with one of them another, or none.
-fn but(claims: &Value, name: &str, value: Option<Value>) -> Value {
-    let mut claims = claims.clone();
-    match value {
-        Some(value) => claims[name] = value,
-        None => drop(claims.as_object_mut().unwrap().remove(name)),
-    }
-    claims
-}
-
-async fn get_me(actor: &Actor, face: Face) -> Outcome {
-    actor.call(face, "ProfileService.GetMyProfile", json!({})).await
-}
-
-async fn look_into(actor: &Actor, face: Face, token: &str) -> Outcome {
-    actor.call(face, "AuthService.VerifyToken", json!({ "token": token })).await
-}
-
-/// Asserts that the token is worth nothing, for this reason, wherever a token can be put.
-async fn assert_refused(service: &Service, token: &str, reason: &str, what: &str) {
-    let anyone = service.anonymous();
-    for face in Face::ALL {
-        let outcomes = [
-            get_me(&anyone.with_token(token), face).await,
-            look_into(&anyone, face, token).await,
-            anyone.call(face, "AuthService.RefreshToken", json!({ "refresh_token": token })).await,
-        ];
-        for (place, outcome) in ["bearer", "verify", "refresh"].into_iter().zip(outcomes) {
-            assert_eq!(outcome.status, 401, "{what} as {place} through {face:?}: {outcome:?}");
-            if face == Face::Grpc {
-                assert_eq!(outcome.reason.as_deref(), Some(reason), "{what} as {place}");
-            }
-        }
-    }
-}
 
 // What they say.
 
@@ -92,7 +27,8 @@ async fn tokens_say_what_simplejwt_writes_and_what_we_add() {
         for token in [&access, &refresh] {
             let header = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').next().unwrap()).unwrap();
             let header: Value = serde_json::from_slice(&header).unwrap();
-            assert_eq!(header, json!({ "alg": algorithm, "typ": "JWT" }));
+            let kid = header["kid"].as_str().unwrap();
+            assert_eq!(header, json!({ "alg": algorithm, "typ": "JWT", "kid": kid }));
         }
         let [access, refresh] = [claims(&access), claims(&refresh)];
         let id = user_id(&user).to_string();
@@ -117,20 +53,6 @@ async fn tokens_say_what_simplejwt_writes_and_what_we_add() {
         get_me(&user, Face::Rest).await.expect(200);
         service.stop().await;
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn tokens_live_as_long_as_configured() {
-    let lifetimes = [("JWT_EXPIRATION_DELTA", "60"), ("JWT_REFRESH_EXPIRATION_DELTA", "120")];
-    let service = Service::start_with(Store::all()[0], &lifetimes).await;
-    let user = service.user("user@example.com").await;
-    for (token, secs) in [(&user.access_token, 60), (&user.refresh_token, 120)] {
-        let claims = claims(token.as_deref().unwrap());
-        assert_eq!(claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap(), secs);
-    }
-    service.clock.advance(Duration::seconds(60));
-    get_me(&user, Face::Rest).await.expect(401);
-    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -199,197 +121,6 @@ async fn tokens_that_the_django_service_made_open_nothing() {
         }
         service.stop().await;
     }
-}
-
-// What is no token of ours.
-
-#[tokio::test(flavor = "multi_thread")]
-async fn forged_tokens_are_refused() {
-    on_each_store(async |service| {
-        let user = service.user("user@example.com").await;
-        let good = user.access_token.clone().unwrap();
-        let says = claims(&good);
-        let (payload, key) = (says.to_string(), KEY.as_bytes());
-        let [header64, payload64, signature64]: [&str; 3] = good.split('.').collect::<Vec<_>>().try_into().unwrap();
-        // The forger's tools work: what is right in all is taken.
-        get_me(&user.with_token(&with_claims(&says)), Face::Rest).await.expect(200);
-
-        let mut forged: Vec<(String, String)> = Vec::new();
-        for alg in ["none", "None", "NONE", "nOnE", "", "HS256 ", "hs256"] {
-            let header = json!({ "alg": alg, "typ": "JWT" }).to_string();
-            forged.push((format!("alg {alg:?}, unsigned"), format!("{}.{payload64}.", base64url(&header))));
-            forged.push((format!("alg {alg:?}, signed"), signed(&header, &payload, hmac::HMAC_SHA256, key)));
-        }
-        for (alg, algorithm) in [("HS384", hmac::HMAC_SHA384), ("HS512", hmac::HMAC_SHA512)] {
-            let header = json!({ "alg": alg, "typ": "JWT" }).to_string();
-            forged.push((format!("{alg} with the same key"), signed(&header, &payload, algorithm, key)));
-        }
-        for alg in ["RS256", "ES256", "PS256", "EdDSA"] {
-            let header = json!({ "alg": alg, "typ": "JWT" }).to_string();
-            forged.push((format!("{alg} by the shared key"), signed(&header, &payload, hmac::HMAC_SHA256, key)));
-        }
-        let own_key = base64url(b"the-attacker's-own-key-0123456789");
-        for (name, value) in [
-            ("jwk", json!({ "kty": "oct", "k": own_key })),
-            ("jku", json!("https://attacker.example/keys.json")),
-            ("x5u", json!("https://attacker.example/cert.pem")),
-            ("kid", json!("https://attacker.example/key")),
-        ] {
-            let header = but(&json!({ "alg": "HS256", "typ": "JWT" }), name, Some(value)).to_string();
-            let token = signed(&header, &payload, hmac::HMAC_SHA256, b"the-attacker's-own-key-0123456789");
-            forged.push((format!("{name} with a key of one's own"), token));
-        }
-        for kid in ["../../../../dev/null", "x' UNION SELECT ''--", ""] {
-            let header = json!({ "alg": "HS256", "typ": "JWT", "kid": kid });
-            let unsigned = signed(&header.to_string(), &payload, hmac::HMAC_SHA256, b"");
-            forged.push((format!("kid {kid:?} with an empty key"), unsigned));
-            forged.push((format!("kid {kid:?} of no key of ours"), with_header(&header, &says)));
-        }
-        let crit = json!({ "alg": "HS256", "typ": "JWT", "crit": ["exp"], "exp": 0 });
-        forged.push(("an extension that must be understood (RFC 7515 §4.1.11)".into(), with_header(&crit, &says)));
-
-        let flat = json!({ "payload": payload64, "protected": header64, "signature": signature64 });
-        let general =
-            json!({ "payload": payload64, "signatures": [{ "protected": header64, "signature": signature64 }] });
-        for (what, token) in [
-            ("nothing", "x".to_owned()),
-            ("one part", payload64.to_owned()),
-            ("two parts", format!("{header64}.{payload64}")),
-            ("no signature", format!("{header64}.{payload64}.")),
-            ("four parts", format!("{good}.{signature64}")),
-            ("five parts", format!("{header64}.{payload64}.{signature64}.{payload64}.{signature64}")),
-            ("the flat JSON form", flat.to_string()),
-            ("the general JSON form", general.to_string()),
-            ("padding", format!("{good}=")),
-            ("a cut signature", good[..good.len() - 4].to_owned()),
-            (
-                "another's payload",
-                format!("{header64}.{}.{signature64}", base64url(but(&says, "user_id", Some(json!("1"))).to_string())),
-            ),
-            ("no JSON inside", signed("{\"alg\":\"HS256\"}", "user_id=1", hmac::HMAC_SHA256, key)),
-            ("a list inside", signed("{\"alg\":\"HS256\"}", "[]", hmac::HMAC_SHA256, key)),
-            ("a claim twice", with_twice(&says)),
-            ("a huge claim", with_claims(&but(&says, "roles", Some(json!(["x".repeat(6000)]))))),
-        ] {
-            forged.push((what.to_owned(), token));
-        }
-        for (what, token) in &forged {
-            assert_refused(service, token, "TOKEN_INVALID", what).await;
-        }
-    })
-    .await;
-}
-
-/// The claims with a second `user_id`: two parsers may read two users.
-fn with_twice(claims: &Value) -> String {
-    let payload = claims.to_string().replacen('{', "{\"user_id\":\"1\",", 1);
-    signed("{\"alg\":\"HS256\"}", &payload, hmac::HMAC_SHA256, KEY.as_bytes())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn keys_that_a_token_brings_along_are_not_looked_at() {
-    everywhere(async |service, face| {
-        let user = service.user("user@example.com").await;
-        let says = claims(user.access_token.as_deref().unwrap());
-        let header = json!({
-            "alg": "HS256", "typ": "JWT", "jku": "http://127.0.0.1:9/keys", "x5u": "http://127.0.0.1:9/cert",
-            "jwk": { "kty": "oct", "k": base64url(b"the-attacker's-own-key-0123456789") },
-        });
-        get_me(&user.with_token(&with_header(&header, &says)), face).await.expect(200);
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn claims_that_lack_or_have_another_type_make_no_token() {
-    on_each_store(async |service| {
-        let user = service.user("user@example.com").await;
-        let says = claims(user.access_token.as_deref().unwrap());
-        let now = service.clock.now().timestamp();
-        let mistyped = [
-            ("token_type", vec![json!("Access"), json!("sliding"), json!(1), json!(null)]),
-            ("exp", vec![json!((now + 60).to_string()), json!(1e300), json!([now + 60]), json!(true), json!(null)]),
-            ("iat", vec![json!(now.to_string()), json!({}), json!(null)]),
-            ("jti", vec![json!(7), json!(null)]),
-            (
-                "user_id",
-                vec![json!(user_id(&user)), json!("abc"), json!(""), json!(null), json!("9223372036854775808")],
-            ),
-            ("sid", vec![json!("not-a-session"), json!(7)]),
-            ("nbf", vec![json!("soon"), json!([])]),
-            ("roles", vec![json!("Admin"), json!({ "Admin": true })]),
-            ("is_verified", vec![json!("true")]),
-        ];
-        for (name, values) in mistyped {
-            for value in values {
-                let what = format!("{name} {value}");
-                assert_refused(service, &with_claims(&but(&says, name, Some(value))), "TOKEN_INVALID", &what).await;
-            }
-        }
-        for name in ["token_type", "exp", "iat", "jti", "user_id", "sid"] {
-            let token = with_claims(&but(&says, name, None));
-            assert_refused(service, &token, "TOKEN_INVALID", &format!("no {name}")).await;
-        }
-        assert_refused(service, &with_claims(&but(&says, "exp", Some(json!(now)))), "TOKEN_EXPIRED", "exp now").await;
-        assert_refused(service, &with_claims(&but(&says, "exp", Some(json!(-1)))), "TOKEN_EXPIRED", "exp -1").await;
-        for name in ["nbf", "iat"] {
-            let early = |secs: i64| with_claims(&but(&says, name, Some(json!(now + secs))));
-            get_me(&user.with_token(&early(5)), Face::Grpc).await.expect(200);
-            assert_refused(service, &early(6), "TOKEN_INVALID", &format!("{name} in 6 s")).await;
-        }
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_call_bears_one_token_by_one_scheme() {
-    on_each_store(async |service| {
-        let (user, anyone) = (service.user("user@example.com").await, service.anonymous());
-        let token = user.access_token.as_deref().unwrap();
-        let bearer = format!("Bearer {token}");
-        let cases: [(&[&str], bool); 11] = [
-            (&[&bearer], true),
-            (&[&format!("bearer {token}")], true),
-            (&[&format!("BEARER  {token}")], true),
-            (&[&bearer, &bearer], false),
-            (&[&bearer, "Basic dXNlcjpwYXNz"], false),
-            (&[&format!("{bearer}, {bearer}")], false),
-            (&[token], false),
-            (&[&format!("Basic {token}")], false),
-            (&[&format!("Token {token}")], false),
-            (&["Bearer"], false),
-            (&[], false),
-        ];
-        for (headers, taken) in cases {
-            let mut rest = anyone.request(Method::GET, "/api/profile/me/");
-            let mut grpc = tonic::Request::new(Vec::new());
-            for header in headers {
-                rest = rest.header("authorization", *header);
-                grpc.metadata_mut().append("authorization", header.parse().unwrap());
-            }
-            let rest = outcome_of(rest.send().await.unwrap()).await.status;
-            let grpc = match anyone.send_grpc("/identity.v1.ProfileService/GetMyProfile", grpc).await {
-                Ok(_) => 200,
-                Err(status) => outcome_of_status(&status).status,
-            };
-            assert_eq!((rest, grpc), if taken { (200, 200) } else { (401, 401) }, "{headers:?}");
-        }
-        // A token that is longer than any of ours.
-        let huge = format!("{token}{}", "A".repeat(5000));
-        for face in Face::ALL {
-            get_me(&anyone.with_token(&huge), face).await.expect(401);
-        }
-        // Nothing else can name a caller.
-        let mut posing = tonic::Request::new(Vec::new());
-        for name in ["user_id", "x-user-id", "caller", "x-authenticated-user"] {
-            posing.metadata_mut().insert(name, user_id(&user).to_string().parse().unwrap());
-        }
-        let refused = anyone.send_grpc("/identity.v1.ProfileService/GetMyProfile", posing).await.unwrap_err();
-        outcome_of_status(&refused).expect(401);
-        let in_url = format!("/api/profile/me/?access_token={token}&token={token}");
-        outcome_of(anyone.request(Method::GET, &in_url).send().await.unwrap()).await.expect(401);
-    })
-    .await;
 }
 
 // VerifyToken.

@@ -81,6 +81,13 @@ impl Service {
         Box::pin(Self::run(Arc::clone(&self.database), self.settings.clone(), self.clock.clone())).await
     }
 
+    /// As [`Service::replica`], with these settings in place of those of this one.
+    pub async fn replica_with(&self, changed: &[(&str, &str)]) -> Self {
+        let mut settings = self.settings.clone();
+        settings.extend(changed.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
+        Box::pin(Self::run(Arc::clone(&self.database), settings, self.clock.clone())).await
+    }
+
     /// Stops it, and starts it anew over the same database.
     pub async fn restart(self) -> Self {
         self.restart_with(&[]).await
