@@ -1,17 +1,12 @@
 //! Accounts: made by admins, changed, deleted; and what follows from it.
 
-use std::io::Cursor;
-
-use identity::entity::{
-    audit_event, avatar, outbox, profile, session, user, user_group, user_permission, verification_code,
-};
-use image::ImageFormat;
+use identity::entity::{audit_event, profile, user};
 use reqwest::Method;
-use sea_orm::{ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder};
+use sea_orm::{ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter};
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Actor, Face, PASSWORD, Service, everywhere, on_each_store, within_a_second},
+    harness::{Actor, Face, PASSWORD, Service, everywhere, on_each_store},
     user::user_id,
 };
 
@@ -244,90 +239,6 @@ async fn null_is_no_name_and_no_flag() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_address_is_unverified_until_its_own_code_comes_back_and_the_old_one_is_told() {
-    everywhere(async |service, face| {
-        let admin = service.admin("admin@example.com").await;
-        let user = service.user("old@example.com").await;
-        let id = user_id(&user);
-        verify(service, "old@example.com").await;
-
-        // Another spelling is no other mailbox.
-        let answer = update(&admin, face, id, json!({ "email": "Old@Example.com" })).await.expect(200);
-        assert_eq!((&answer["email"], &answer["is_verified"]), (&json!("Old@example.com"), &json!(true)));
-        let taken = update(&admin, face, id, json!({ "email": "ADMIN@example.com" })).await;
-        assert_eq!(taken.expect_field(400, "email"), ["A user with this email already exists."]);
-
-        let answer = update(&admin, face, id, json!({ "email": "new@example.com" })).await.expect(200);
-        assert_eq!((&answer["email"], &answer["is_verified"]), (&json!("new@example.com"), &json!(false)));
-        let told = service.mails_to("Old@example.com", 1).await.remove(0);
-        assert_eq!(told.subject, "Your email address was changed");
-        let token = json!({ "token": user.access_token });
-        let token = service.anonymous().call(face, "AuthService.VerifyToken", token).await.expect(200);
-        assert_eq!(token["is_verified"], false, "a token from before knows at once");
-        verify(service, "new@example.com").await;
-        assert!(row(service, id).await.is_verified);
-        service.login("new@example.com").await;
-
-        // A code that is out is void once an admin vouches for the address: it is verified, and told of, once.
-        let fourth = service.user("fourth@example.com").await;
-        let code = service.code_mailed_to("fourth@example.com", 1).await;
-        update(&admin, face, user_id(&fourth), json!({ "is_verified": true })).await.expect(200);
-        let code = json!({ "email": "fourth@example.com", "code": code });
-        service.anonymous().call(face, "AuthService.VerifyEmail", code).await.expect_field(400, "code");
-
-        // An admin who knows better says so in the same breath.
-        let both = json!({ "email": "third@example.com", "is_verified": true });
-        assert_eq!(update(&admin, face, id, both).await.expect(200)["is_verified"], true);
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_code_for_the_old_address_does_not_verify_the_new_one() {
-    everywhere(async |service, face| {
-        let admin = service.admin("admin@example.com").await;
-        let user = service.user("old@example.com").await;
-        let code = service.code_mailed_to("old@example.com", 1).await;
-        update(&admin, face, user_id(&user), json!({ "email": "new@example.com" })).await.expect(200);
-        for email in ["old@example.com", "new@example.com"] {
-            let guess = json!({ "email": email, "code": code });
-            user.call(face, "AuthService.VerifyEmail", guess).await.expect_field(400, "code");
-        }
-        assert!(!row(service, user_id(&user)).await.is_verified);
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn deactivation_ends_every_session_everywhere_and_for_good() {
-    everywhere(async |service, face| {
-        let replica = service.replica().await;
-        let admin = service.admin("admin@example.com").await;
-        let phone = service.user("user@example.com").await;
-        let laptop = service.login("user@example.com").await.at(replica.address);
-        let id = user_id(&phone);
-        let answer = update(&admin, face, id, json!({ "is_active": false })).await.expect(200);
-        assert_eq!(answer["is_active"], false);
-        phone.call(face, "ProfileService.GetMyProfile", json!({})).await.expect(401);
-        within_a_second(async || laptop.call(face, "ProfileService.GetMyProfile", json!({})).await.status == 401).await;
-        let refresh = json!({ "refresh_token": laptop.refresh_token });
-        laptop.call(face, "AuthService.RefreshToken", refresh.clone()).await.expect(401);
-        let login = json!({ "email": "user@example.com", "password": PASSWORD });
-        phone.call(face, "AuthService.Login", login).await.expect(401);
-
-        update(&admin, face, id, json!({ "is_active": true })).await.expect(200);
-        for dead in [&phone, &laptop] {
-            dead.call(face, "ProfileService.GetMyProfile", json!({})).await.expect(401);
-        }
-        laptop.call(face, "AuthService.RefreshToken", refresh).await.expect(401);
-        let back = service.login("user@example.com").await;
-        back.call(face, "ProfileService.GetMyProfile", json!({})).await.expect(200);
-        replica.stop().await;
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_private_or_inactive_user_stays_unlisted_whatever_else_changes() {
     everywhere(async |service, face| {
         let admin = service.admin("admin@example.com").await;
@@ -342,67 +253,6 @@ async fn a_private_or_inactive_user_stays_unlisted_whatever_else_changes() {
         assert!(row(service, id).await.listed);
         update(&admin, face, id, json!({ "is_active": false })).await.expect(200);
         assert!(!row(service, id).await.listed);
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_user_leaves_nothing_but_the_audit() {
-    everywhere(async |service, face| {
-        let replica = service.replica().await;
-        let admin = service.admin("admin@example.com").await;
-        let user = service.user("user@example.com").await;
-        let elsewhere = service.login("user@example.com").await.at(replica.address);
-        let id = user_id(&user);
-        let group = admin.call(face, "RoleService.CreateGroup", json!({ "name": "Support" })).await.expect(201);
-        let member = json!({ "id": group["id"], "user_id": id });
-        admin.call(face, "RoleService.AddGroupMember", member).await.expect(201);
-        let grant = json!({ "id": id, "permission": "shop.refund" });
-        admin.call(face, "RoleService.GrantPermission", grant).await.expect(201);
-        let mut picture = Vec::new();
-        image::DynamicImage::new_rgb8(8, 8).write_to(&mut Cursor::new(&mut picture), ImageFormat::Png).unwrap();
-        let form = reqwest::multipart::Form::new().part("avatar", reqwest::multipart::Part::bytes(picture));
-        let answer = user.request(Method::PATCH, "/api/profile/me/").multipart(form).send().await.unwrap();
-        let avatar: Value = answer.json().await.unwrap();
-        let avatar = avatar["avatar"].as_str().unwrap().rsplit_once("/media").unwrap().1.to_owned();
-
-        let answer = user.call(face, "UserService.DeleteUser", json!({ "id": id })).await;
-        assert_eq!(answer.status, 204, "{answer:?}");
-        user.call(face, "ProfileService.GetMyProfile", json!({})).await.expect(401);
-        let gone = async || elsewhere.call(face, "ProfileService.GetMyProfile", json!({})).await.status == 401;
-        within_a_second(gone).await;
-        let refresh = json!({ "refresh_token": elsewhere.refresh_token });
-        elsewhere.call(face, "AuthService.RefreshToken", refresh).await.expect(401);
-        let login = json!({ "email": "user@example.com", "password": PASSWORD });
-        user.call(face, "AuthService.Login", login).await.expect(404);
-        admin.call(face, "UserService.GetUser", json!({ "id": id })).await.expect(404);
-        let picture = user.request(Method::GET, &format!("/media{avatar}")).send().await.unwrap();
-        assert_eq!(picture.status(), 404);
-
-        let db = service.app.db.reader();
-        let left = [
-            profile::Entity::find().filter(profile::Column::UserId.eq(id)).count(db).await.unwrap(),
-            session::Entity::find().filter(session::Column::UserId.eq(id)).count(db).await.unwrap(),
-            avatar::Entity::find().filter(avatar::Column::UserId.eq(id)).count(db).await.unwrap(),
-            verification_code::Entity::find().filter(verification_code::Column::UserId.eq(id)).count(db).await.unwrap(),
-            user_group::Entity::find().filter(user_group::Column::UserId.eq(id)).count(db).await.unwrap(),
-            user_permission::Entity::find().filter(user_permission::Column::UserId.eq(id)).count(db).await.unwrap(),
-            outbox::Entity::find().filter(outbox::Column::UserId.eq(id)).count(db).await.unwrap(),
-        ];
-        assert_eq!(left, [0; 7]);
-        let audit = audit_event::Entity::find()
-            .filter(audit_event::Column::UserId.eq(id))
-            .order_by_desc(audit_event::Column::Id)
-            .one(db)
-            .await
-            .unwrap()
-            .unwrap();
-        assert_eq!((audit.kind.as_str(), audit.actor_id), ("user.deleted", Some(id)));
-        // The address is free again, and its new owner is somebody else.
-        let again = service.user("user@example.com").await;
-        assert_ne!(user_id(&again), id);
-        user.call(face, "ProfileService.GetMyProfile", json!({})).await.expect(401);
-        replica.stop().await;
     })
     .await;
 }

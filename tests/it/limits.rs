@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use identity::pb;
 use prost::Message;
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::harness::{
     Actor, Face, PASSWORD, Service, Store,
@@ -27,7 +27,7 @@ pub const DOCUMENTED: [(&str, &str); 4] = [
 ];
 
 /// The service with the documented limits, where `settings` don't say otherwise.
-async fn limited(store: Store, settings: &[(&str, &str)]) -> Service {
+pub async fn limited(store: Store, settings: &[(&str, &str)]) -> Service {
     let settings: Vec<_> = DOCUMENTED.iter().chain(settings).copied().collect();
     Service::start_with(store, &settings).await
 }
@@ -37,7 +37,7 @@ pub async fn login(actor: &Actor, face: Face, email: &str, password: &str) -> Ou
 }
 
 /// A wrong login with these lines of `x-forwarded-for`.
-async fn login_forwarded(actor: &Actor, face: Face, forwarded: &[&str]) -> Outcome {
+pub async fn login_forwarded(actor: &Actor, face: Face, forwarded: &[&str]) -> Outcome {
     let (email, password) = ("user@example.com", WRONG);
     match face {
         Face::Rest => {
@@ -76,40 +76,6 @@ async fn get_me(actor: &Actor, face: Face) -> Outcome {
 // Logins.
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_five_failures_the_sixth_is_told_when_to_come_back() {
-    for store in Store::all() {
-        let service = limited(store, &[]).await;
-        service.user("user@example.com").await;
-        let anyone = service.anonymous();
-        for n in 0..5 {
-            // One count for both faces and every spelling of the address.
-            let email = ["user@example.com", "USER@Example.com "][n / 2 % 2];
-            login(&anyone, Face::ALL[n % 2], email, WRONG).await.expect(401);
-        }
-        for face in Face::ALL {
-            // Not even the right password: whoever guesses must not learn that it was.
-            let refused = login(&anyone, face, "user@example.com", PASSWORD).await;
-            assert_eq!((refused.status, refused.retry_after), (429, Some(900)), "{refused:?}");
-            let text = "Request throttled. Retry after 15 minutes";
-            match face {
-                Face::Rest => {
-                    assert_eq!(serde_json::from_str::<Value>(&refused.text).unwrap(), json!({ "error": text }));
-                }
-                Face::Grpc => assert_eq!((refused.text.as_str(), refused.reason.as_deref()), (text, Some("THROTTLED"))),
-            }
-        }
-        login(&anyone, Face::Rest, "nobody@example.com", WRONG).await.expect(404);
-
-        service.clock.advance(Duration::minutes(15) - Duration::microseconds(1));
-        let refused = login(&anyone, Face::Rest, "user@example.com", PASSWORD).await;
-        assert_eq!((refused.status, refused.retry_after), (429, Some(1)));
-        service.clock.advance(Duration::microseconds(1));
-        login(&anyone, Face::Rest, "user@example.com", PASSWORD).await.expect(200);
-        service.stop().await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn the_window_slides() {
     for store in Store::all() {
         let service = limited(store, &[]).await;
@@ -132,43 +98,6 @@ async fn the_window_slides() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_success_clears_the_failures_before_it() {
-    for store in Store::all() {
-        let service = limited(store, &[]).await;
-        service.user("user@example.com").await;
-        let anyone = service.anonymous();
-        for _ in 0..3 {
-            for _ in 0..4 {
-                login(&anyone, Face::Rest, "user@example.com", WRONG).await.expect(401);
-            }
-            login(&anyone, Face::Grpc, "user@example.com", PASSWORD).await.expect(200);
-        }
-        service.stop().await;
-
-        let service = limited(store, &[("RATE_LIMIT_LOGIN_COUNTS", "attempts")]).await;
-        service.user("user@example.com").await;
-        let anyone = service.anonymous();
-        for _ in 0..5 {
-            login(&anyone, Face::Rest, "user@example.com", PASSWORD).await.expect(200);
-        }
-        login(&anyone, Face::Rest, "user@example.com", PASSWORD).await.expect(429);
-        service.stop().await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_fifty_wrong_logins_at_once_exactly_five_are_looked_at() {
-    for store in Store::all() {
-        let service = limited(store, &[]).await;
-        service.user("user@example.com").await;
-        let anyone = service.anonymous();
-        let logins = (0..50).map(|n| login(&anyone, Face::ALL[n % 2], "user@example.com", WRONG));
-        assert_eq!(tally(&join_all(logins).await), [(401, 5), (429, 45)].into());
-        service.stop().await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_tries_many_addresses_is_stopped_after_fifty_failures() {
     for store in Store::all() {
         let service = limited(store, &[]).await;
@@ -180,21 +109,6 @@ async fn a_client_that_tries_many_addresses_is_stopped_after_fifty_failures() {
         let logins = emails.iter().enumerate().map(|(n, email)| login(&anyone, Face::ALL[n % 2], email, WRONG));
         assert_eq!(tally(&join_all(logins).await), [(404, 50), (429, 10)].into());
         login(&anyone, Face::Rest, "user@example.com", PASSWORD).await.expect(429);
-        service.stop().await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_attacker_elsewhere_can_not_lock_the_owner_out() {
-    for store in Store::all() {
-        let service = limited(store, &[("TRUSTED_PROXIES", "127.0.0.1")]).await;
-        service.user("user@example.com").await;
-        let anyone = service.anonymous();
-        for status in [401, 401, 401, 401, 401, 429] {
-            login_forwarded(&anyone, Face::Rest, &["203.0.113.66"]).await.expect(status);
-        }
-        login(&anyone, Face::Rest, "user@example.com", PASSWORD).await.expect(200);
-        login_forwarded(&anyone, Face::Rest, &["203.0.113.66"]).await.expect(429);
         service.stop().await;
     }
 }
@@ -368,58 +282,6 @@ async fn limits_can_be_switched_off_and_gateways_exempted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_forwarded_by_a_trusted_proxy_is_a_client_of_its_own() {
-    for store in Store::all() {
-        for face in Face::ALL {
-            let service =
-                limited(store, &[("TRUSTED_PROXIES", "127.0.0.1, 10.0.0.0/8"), ("RATE_LIMIT_LOGIN", "1/15m")]).await;
-            let anyone = service.anonymous();
-            let cases: [(&[&str], u16); 15] = [
-                (&["203.0.113.1"], 404),
-                (&["203.0.113.1"], 429),
-                // Read from the right: what the client itself put in front counts for nothing.
-                (&["198.51.100.7, 203.0.113.1"], 429),
-                (&["198.51.100.7", "203.0.113.1"], 429),
-                (&["203.0.113.1, 10.1.2.3"], 429),
-                (&["203.0.113.1", "10.1.2.3,10.9.9.9"], 429),
-                (&["::ffff:203.0.113.1"], 429),
-                (&["203.0.113.2,203.0.113.1 , 10.1.2.3"], 429),
-                (&["203.0.113.2"], 404),
-                // With IPv6 one subscriber has a /64.
-                (&["2001:db8:1:2::1"], 404),
-                (&["2001:db8:1:2:ffff::9"], 429),
-                (&["2001:db8:1:3::1"], 404),
-                // Beyond what can't be read nobody is believed: it is the nearest proxy that is counted.
-                (&["203.0.113.9, unknown"], 404),
-                (&["203.0.113.10, unknown"], 429),
-                (&[], 429),
-            ];
-            for (forwarded, status) in cases {
-                let outcome = login_forwarded(&anyone, face, forwarded).await;
-                assert_eq!(outcome.status, status, "{forwarded:?} through {face:?}: {outcome:?}");
-            }
-            service.stop().await;
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_stranger_claims_to_forward_is_ignored() {
-    for store in Store::all() {
-        for proxies in ["", "10.0.0.0/8"] {
-            let service = limited(store, &[("TRUSTED_PROXIES", proxies), ("RATE_LIMIT_LOGIN", "1/15m")]).await;
-            let anyone = service.anonymous();
-            login_forwarded(&anyone, Face::Rest, &["203.0.113.1"]).await.expect(404);
-            for face in Face::ALL {
-                login_forwarded(&anyone, face, &["203.0.113.2"]).await.expect(429);
-                login_forwarded(&anyone, face, &["203.0.113.2, 10.0.0.1"]).await.expect(429);
-            }
-            service.stop().await;
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn tokens_that_are_made_up_count_against_whoever_sends_them() {
     for store in Store::all() {
         for face in Face::ALL {
@@ -433,22 +295,5 @@ async fn tokens_that_are_made_up_count_against_whoever_sends_them() {
             assert_eq!(statuses, [401, 401, 401, 401, 429, 429], "{face:?}");
             service.stop().await;
         }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_in_front_of_it_hides_what_a_trusted_proxy_adds() {
-    for store in Store::all() {
-        let service = limited(store, &[("TRUSTED_PROXIES", "127.0.0.1"), ("RATE_LIMIT_EXEMPT", "127.0.0.1")]).await;
-        let mut statuses = Vec::new();
-        for _ in 0..6 {
-            let forwarded = reqwest::header::HeaderValue::from_bytes(b"\xff, 9.9.9.9").unwrap();
-            let request =
-                service.anonymous().request(Method::POST, "/api/auth/login/").header("x-forwarded-for", forwarded);
-            let sent = request.json(&json!({ "email": "nobody@example.com", "password": WRONG })).send().await;
-            statuses.push(sent.unwrap().status().as_u16());
-        }
-        assert_eq!(statuses, [404, 404, 404, 404, 404, 429]);
-        service.stop().await;
     }
 }

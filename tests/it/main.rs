@@ -8,7 +8,6 @@
     reason = "a test may fail loudly, and say what it skips"
 )]
 
-mod access_matrix;
 mod account;
 mod adoption;
 mod architecture;
@@ -58,7 +57,18 @@ mod rest_parity;
 mod revocations;
 mod role;
 mod schemathesis;
+mod security_accounts;
+mod security_authorization;
+mod security_codes;
+mod security_input;
+mod security_integrity;
+mod security_limits;
+mod security_passwords;
+mod security_paths;
+mod security_secrets;
+mod security_sessions;
 mod security_tokens;
+mod security_uploads;
 mod session;
 mod shutdown;
 mod strangers;

@@ -14,44 +14,44 @@ use identity::{
     model::password::{self, Argon2Params, Password, Verdict},
 };
 
-const TOO_SHORT: &str = "The password must contain at least 8 characters.";
-const TOO_LONG: &str = "The password must contain at most 128 characters.";
+pub const TOO_SHORT: &str = "The password must contain at least 8 characters.";
+pub const TOO_LONG: &str = "The password must contain at most 128 characters.";
 const NO_DIGIT: &str = "The password must contain at least one digit.";
 const NO_SPECIAL: &str = "The password must contain at least one special character.";
 const CONTROL: &str = "The password must not contain control characters.";
-const COMMON: &str = "The password is too common.";
-const PERSONAL: &str = "The password must not be the same as the e-mail address or a name.";
+pub const COMMON: &str = "The password is too common.";
+pub const PERSONAL: &str = "The password must not be the same as the e-mail address or a name.";
 
 /// The messages about a new password; none if it is taken.
-fn refusal(raw: &str, personal: &[&str]) -> Vec<String> {
+pub fn refusal(raw: &str, personal: &[&str]) -> Vec<String> {
     let messages = Password::parse_new(raw, personal).err().unwrap_or_default();
     messages.into_iter().map(String::from).collect()
 }
 
 /// The reasons why a password is too weak.
 #[track_caller]
-fn reasons(raw: &str, personal: &[&str]) -> Vec<String> {
+pub fn reasons(raw: &str, personal: &[&str]) -> Vec<String> {
     let mut messages = refusal(raw, personal);
     assert!(!messages.is_empty(), "{raw:?} is taken");
     assert_eq!(messages.remove(0), "Password is too weak", "{raw:?}");
     messages
 }
 
-fn given(raw: &str) -> Password {
+pub fn given(raw: &str) -> Password {
     Password::given(raw).unwrap()
 }
 
 /// So cheap that a test can afford hundreds.
-fn cheap() -> Argon2Params {
+pub fn cheap() -> Argon2Params {
     Argon2Params::new(64, 1, 1).unwrap()
 }
 
-fn verify(stored: &str, raw: &str, params: Argon2Params) -> Verdict {
+pub fn verify(stored: &str, raw: &str, params: Argon2Params) -> Verdict {
     password::verify(stored, &given(raw), params, &mut Scratch::default()).unwrap()
 }
 
-const RIGHT: Verdict = Verdict::Right { outdated: false };
-const RIGHT_BUT_OUTDATED: Verdict = Verdict::Right { outdated: true };
+pub const RIGHT: Verdict = Verdict::Right { outdated: false };
+pub const RIGHT_BUT_OUTDATED: Verdict = Verdict::Right { outdated: true };
 
 // Which ones are taken.
 
@@ -75,69 +75,9 @@ fn a_weak_password_is_refused_with_every_reason() {
 }
 
 #[test]
-fn length_counts_characters_not_bytes() {
-    assert_eq!(reasons("Ключ-12", &[]), [TOO_SHORT]);
-    assert_eq!(refusal("Ключ-123", &[]), [""; 0]);
-
-    let longest = format!("1{}", "🔑".repeat(127));
-    assert_eq!(longest.len(), 509);
-    assert_eq!(refusal(&longest, &[]), [""; 0]);
-    assert_eq!(reasons(&format!("{longest}🔑"), &[]), [TOO_LONG]);
-    assert_eq!(reasons(&"1-a".repeat(20_000), &[]), [TOO_LONG]);
-}
-
-#[test]
 fn digits_and_letters_of_every_script_are_digits_and_letters() {
     assert_eq!(refusal("пароль-٤٢-жук", &[]), [""; 0]);
     assert_eq!(reasons("пароль42жук", &[]), [NO_SPECIAL]);
-}
-
-#[test]
-fn the_three_thousand_most_common_passwords_are_refused() {
-    let list = include_str!("../data/common-passwords-top-3000.txt");
-    let passwords: Vec<_> = list.lines().filter(|line| !line.starts_with("# ")).collect();
-    assert_eq!(passwords.len(), 3000);
-    for raw in passwords {
-        reasons(raw, &[]);
-        reasons(&raw.to_uppercase(), &[]);
-    }
-}
-
-#[test]
-fn a_common_password_stays_common_in_disguise() {
-    for raw in [
-        "Password1!",
-        "P@55w0rd",
-        "pa$$word-2024",
-        "!!PASSWORD!!1",
-        "@dmin123!",
-        "Qwerty123!",
-        "L3tM31n!!",
-        "123_Welcome_123",
-        "Dr4g0n#99",
-        "12345678!",
-        "#1Stunna",
-        "1qaz!QAZ",
-        "9-11-1961",
-    ] {
-        assert_eq!(reasons(raw, &[]), [COMMON], "{raw}");
-    }
-    // A word within a longer one, or a number within another, is no disguise.
-    for raw in ["my-password-1", "passwords_are_2_long", "dragonfly-77", "8123456-91", "Str0ng!Passw0rd"] {
-        assert_eq!(refusal(raw, &[]), [""; 0], "{raw}");
-    }
-}
-
-#[test]
-fn a_password_equal_to_the_address_or_a_name_is_refused_in_any_case() {
-    let personal = ["John.Doe-1985@Example.com", "Jörg-Straße-7", "", "Μίλτος_2ς"];
-    for raw in
-        ["John.Doe-1985@Example.com", "JOHN.DOE-1985@EXAMPLE.COM", "john.doe-1985", "JÖRG-STRASSE-7", "ΜΊΛΤΟΣ_2Σ"]
-    {
-        assert_eq!(reasons(raw, &personal), [PERSONAL], "{raw}");
-    }
-    assert_eq!(refusal("john.doe-1985!", &personal), [""; 0]);
-    assert_eq!(refusal("example.com-1", &personal), [""; 0]);
 }
 
 #[test]
@@ -152,54 +92,7 @@ fn a_login_takes_any_password_that_an_account_may_have() {
     assert_eq!(Password::given(&"x".repeat(60_000)).err(), too_long);
 }
 
-#[test]
-fn debug_does_not_show_a_password() {
-    assert!(!format!("{:?}", given("User123!pass")).contains("User"));
-}
-
 // How they are kept.
-
-#[test]
-fn a_hash_is_argon2id_in_the_phc_format_with_a_salt_of_its_own() {
-    let mut scratch = Scratch::default();
-    let [one, two] =
-        [0; 2].map(|_| password::hash(&given("User123!pass"), Argon2Params::default(), &mut scratch).unwrap());
-    let fields: Vec<_> = one.split('$').collect();
-    assert_eq!(fields[..4], ["", "argon2id", "v=19", "m=19456,t=2,p=1"]);
-    assert_eq!((fields[4].len(), fields[5].len(), one.len()), (22, 43, 97));
-    assert_ne!(one, two);
-    for stored in [one, two] {
-        assert_eq!(verify(&stored, "User123!pass", Argon2Params::default()), RIGHT);
-        for wrong in ["user123!pass", "User123!pas", "User123!pass ", " User123!pass", "x"] {
-            assert_eq!(verify(&stored, wrong, Argon2Params::default()), Verdict::Wrong, "{wrong:?}");
-        }
-    }
-}
-
-#[test]
-fn every_character_up_to_the_longest_password_counts() {
-    let longest = "🔑".repeat(128);
-    let almost = format!("{}🔒", "🔑".repeat(127));
-    let stored = password::hash(&given(&longest), cheap(), &mut Scratch::default()).unwrap();
-    assert_eq!(verify(&stored, &longest, cheap()), RIGHT);
-    assert_eq!(verify(&stored, &almost, cheap()), Verdict::Wrong);
-}
-
-#[test]
-fn a_hash_is_outdated_once_the_cost_has_risen() {
-    let stored = password::hash(&given("User123!pass"), cheap(), &mut Scratch::default()).unwrap();
-    for (memory_kib, iterations, parallelism, expected) in [
-        (64, 1, 1, RIGHT),
-        (32, 1, 1, RIGHT),
-        (65, 1, 1, RIGHT_BUT_OUTDATED),
-        (64, 2, 1, RIGHT_BUT_OUTDATED),
-        (64, 1, 2, RIGHT_BUT_OUTDATED),
-    ] {
-        let now = Argon2Params::new(memory_kib, iterations, parallelism).unwrap();
-        assert_eq!(verify(&stored, "User123!pass", now), expected, "{now}");
-        assert_eq!(verify(&stored, "user123!pass", now), Verdict::Wrong, "{now}");
-    }
-}
 
 #[test]
 fn a_cost_beyond_reason_is_refused() {
@@ -358,38 +251,6 @@ fn a_broken_or_hostile_hash_matches_nothing_and_costs_nothing() {
         });
         let took = took.min().unwrap_or_default();
         assert!(took < Duration::from_millis(50), "{took:?} for {stored}");
-    }
-}
-
-#[test]
-fn an_unknown_account_or_one_without_a_password_costs_what_a_wrong_password_costs() {
-    for stored in
-        [&password::decoy(Argon2Params::default()), "!", "", "gibberish", "md5$salt$5f4dcc3b5aa765d61d8327deb882cf99"]
-    {
-        let mut scratch = Scratch::default();
-        let verdict = password::verify(stored, &given("User123!pass"), Argon2Params::default(), &mut scratch).unwrap();
-        assert_eq!(verdict, Verdict::Wrong);
-        // The memory of a real hash was filled.
-        assert_eq!(scratch.kept_bytes(), 19 << 20, "{stored}");
-    }
-
-    let params = Argon2Params::default();
-    let mut scratch = Scratch::default();
-    let stored = password::hash(&given("User123!pass"), params, &mut scratch).unwrap();
-    // The shortest of many is what it costs without the noise of a busy machine; taken in turns.
-    let decoy = password::decoy(params);
-    let [mut wrong, mut unknown, mut unusable] = [Duration::MAX; 3];
-    for _ in 0..15 {
-        for (stored, shortest) in [(stored.as_str(), &mut wrong), (decoy.as_str(), &mut unknown), ("!", &mut unusable)]
-        {
-            let start = Instant::now();
-            password::verify(stored, &given("user123!pass"), params, &mut scratch).unwrap();
-            *shortest = start.elapsed().min(*shortest);
-        }
-    }
-    for other in [unknown, unusable] {
-        let ratio = other.as_secs_f64() / wrong.as_secs_f64();
-        assert!((0.8..1.25).contains(&ratio), "wrong {wrong:?}, unknown {unknown:?}, unusable {unusable:?}");
     }
 }
 

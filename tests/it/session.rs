@@ -1,7 +1,5 @@
 //! Sessions: login, refresh, logout, and what becomes of the tokens.
 
-use std::collections::BTreeSet;
-
 use chrono::Duration;
 use futures_util::future::join_all;
 use identity::{
@@ -18,40 +16,40 @@ use sea_orm::{ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, Pagi
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Actor, Face, PASSWORD, Service, Store,
+    Actor, Face, PASSWORD, Service,
     actor::{Outcome, claims, outcome_of},
     everywhere, on_each_store,
 };
 use crate::user::{set_flags, user_id};
 
-async fn login(service: &Service, face: Face, email: &str, password: &str) -> Outcome {
+pub async fn login(service: &Service, face: Face, email: &str, password: &str) -> Outcome {
     let credentials = json!({ "email": email, "password": password });
     service.anonymous().call(face, "AuthService.Login", credentials).await
 }
 
-async fn refresh(actor: &Actor, face: Face, token: &str) -> Outcome {
+pub async fn refresh(actor: &Actor, face: Face, token: &str) -> Outcome {
     actor.call(face, "AuthService.RefreshToken", json!({ "refresh_token": token })).await
 }
 
-async fn me(actor: &Actor, face: Face) -> Outcome {
+pub async fn me(actor: &Actor, face: Face) -> Outcome {
     actor.call(face, "ProfileService.GetMyProfile", json!({})).await
 }
 
 /// A claim of one of the tokens of an answer.
-fn claim(answer: &Value, token: &str, name: &str) -> String {
+pub fn claim(answer: &Value, token: &str, name: &str) -> String {
     claims(answer[token].as_str().unwrap())[name].as_str().unwrap().to_owned()
 }
 
-fn refresh_token(answer: &Value) -> String {
+pub fn refresh_token(answer: &Value) -> String {
     answer["refresh_token"].as_str().unwrap().to_owned()
 }
 
 /// What the audit trail says happened, in order.
-async fn audit_trail(service: &Service) -> Vec<audit_event::Model> {
+pub async fn audit_trail(service: &Service) -> Vec<audit_event::Model> {
     audit_event::Entity::find().order_by_asc(audit_event::Column::Id).all(service.app.db.reader()).await.unwrap()
 }
 
-async fn store_password(service: &Service, email: &str, hash: &str) {
+pub async fn store_password(service: &Service, email: &str, hash: &str) {
     let user = user::Entity::find().filter(user::Column::Email.eq(email)).one(service.app.db.reader()).await.unwrap();
     let mut user: user::ActiveModel = user.unwrap().into();
     user.password = Set(PasswordHash(hash.to_owned()));
@@ -60,27 +58,12 @@ async fn store_password(service: &Service, email: &str, hash: &str) {
     tx.commit().await.unwrap();
 }
 
-async fn stored_password(service: &Service, email: &str) -> String {
+pub async fn stored_password(service: &Service, email: &str) -> String {
     let user = user::Entity::find().filter(user::Column::Email.eq(email)).one(service.app.db.reader()).await.unwrap();
     user.unwrap().password.0
 }
 
 // Login.
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_login_begins_a_session_of_its_own() {
-    everywhere(async |service, face| {
-        let registered = service.user("user@example.com").await;
-        let login = json!({ "email": "USER@example.com", "password": PASSWORD });
-        let answer = service.anonymous().call(face, "AuthService.Login", login).await.expect(200);
-        let first = claims(registered.access_token.as_deref().unwrap());
-        let second = claims(answer["access_token"].as_str().unwrap());
-        assert_ne!(first["sid"], second["sid"]);
-        assert_eq!(first["user_id"], second["user_id"]);
-        assert_eq!(answer["user"]["roles"], json!(["User"]));
-    })
-    .await;
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_answers_as_documented() {
@@ -149,32 +132,6 @@ async fn login_fields(service: &Service, fields: Value) -> Vec<Outcome> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_password_that_the_django_service_kept_logs_in_and_is_kept_as_argon2id_from_then_on() {
-    let hashes: Vec<Value> = serde_json::from_str(include_str!("../data/django-hashes.json")).unwrap();
-    on_each_store(async |service| {
-        for (n, case) in hashes.iter().enumerate() {
-            let [name, password, hash] = ["name", "password", "hash"].map(|key| case[key].as_str().unwrap());
-            let email = format!("user{n}@example.com");
-            service.user(&email).await;
-            store_password(service, &email, hash).await;
-            let face = Face::ALL[n % 2];
-            if case["valid"] == json!(true) {
-                login(service, face, &email, password).await.expect(200);
-                let kept = stored_password(service, &email).await;
-                assert!(kept.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{name}: {kept}");
-                login(service, face, &email, password).await.expect(200);
-                assert_eq!(stored_password(service, &email).await, kept, "{name}: once is enough");
-                login(service, face, &email, "wrong-password-1").await.expect(401);
-            } else {
-                login(service, face, &email, password).await.expect(401);
-                assert_eq!(stored_password(service, &email).await, hash, "{name}: it stays as it was");
-            }
-        }
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn two_first_logins_at_once_with_a_password_of_the_django_service_both_succeed() {
     let hashes: Vec<Value> = serde_json::from_str(include_str!("../data/django-hashes.json")).unwrap();
     let case = hashes.iter().find(|case| case["name"] == "pbkdf2_sha256_260000").unwrap();
@@ -204,91 +161,6 @@ async fn a_refresh_gives_the_next_pair_of_tokens() {
         assert_ne!(claim(&answer, "refresh_token", "jti"), claims(&spent)["jti"].as_str().unwrap());
         let me = user.with_token(answer["access_token"].as_str().unwrap());
         me.call(face, "ProfileService.GetMyProfile", json!({})).await.expect(200);
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_refresh_token_just_replaced_gives_the_same_successor_for_ten_seconds() {
-    everywhere(async |service, face| {
-        let user = service.user("user@example.com").await;
-        let elsewhere = service.login("user@example.com").await;
-        let spent = user.refresh_token.clone().unwrap();
-        let first = refresh(&user, face, &spent).await.expect(200);
-        service.clock.advance(Duration::seconds(10));
-        let second = refresh(&user, face, &spent).await.expect(200);
-        assert_eq!(refresh_token(&first), refresh_token(&second), "one successor, to the letter");
-        assert_ne!(claim(&first, "refresh_token", "jti"), claims(&spent)["jti"].as_str().unwrap());
-        assert_ne!(claim(&first, "access_token", "jti"), claim(&second, "access_token", "jti"));
-        assert_eq!(claim(&first, "access_token", "sid"), claim(&second, "access_token", "sid"));
-        let [first, second] = [first, second].map(|a| user.with_token(a["access_token"].as_str().unwrap()));
-        me(&first, face).await.expect(200);
-        me(&second, face).await.expect(200);
-        assert!(audit_trail(service).await.iter().all(|event| event.kind != "session.refresh_token_reused"));
-
-        service.clock.advance(Duration::microseconds(1));
-        refresh(&user, face, &spent).await.expect(401);
-        for dead in [&user, &first, &second] {
-            me(dead, face).await.expect(401);
-        }
-        me(&elsewhere, face).await.expect(200);
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_spent_refresh_token_ends_the_session() {
-    everywhere(async |service, face| {
-        let replica = service.replica().await;
-        let user = service.user("user@example.com").await;
-        let spent = user.refresh_token.clone().unwrap();
-        let next = refresh(&user, face, &spent).await.expect(200);
-        let next = (user.with_token(next["access_token"].as_str().unwrap()), refresh_token(&next));
-        // The one before the last is theft even within the grace of the last.
-        let last = refresh(&user, face, &next.1).await.expect(200);
-        let refused = refresh(&user, face, &spent).await;
-        assert_eq!(refused.status, 401, "{refused:?}");
-        if face == Face::Grpc {
-            assert_eq!(refused.reason.as_deref(), Some("SESSION_ENDED"));
-        }
-        for token in [&spent, &next.1, &refresh_token(&last)] {
-            refresh(&user, face, token).await.expect(401);
-        }
-        let last = user.with_token(last["access_token"].as_str().unwrap());
-        for dead in [&user, &next.0, &last] {
-            me(dead, face).await.expect(401);
-        }
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-        me(&last.at(replica.address), face).await.expect(401);
-        replica.stop().await;
-
-        let trail = audit_trail(service).await;
-        let thefts: Vec<_> = trail.iter().filter(|event| event.kind == "session.refresh_token_reused").collect();
-        assert_eq!(thefts.len(), 1, "recorded, and once: {trail:?}");
-        assert_eq!((thefts[0].user_id, thefts[0].actor_id), (Some(user_id(&user)), None), "nobody knows who it was");
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn fifty_refreshes_of_one_token_at_once_give_one_successor() {
-    on_each_store(async |service| {
-        let replica = service.replica().await;
-        let user = service.user("user@example.com").await;
-        let there = user.at(replica.address);
-        let spent = user.refresh_token.clone().unwrap();
-        let calls = (0..50).map(|n| refresh([&user, &there][n % 2], Face::ALL[n / 2 % 2], &spent));
-        let answers: Vec<_> = join_all(calls).await.into_iter().map(|outcome| outcome.expect(200)).collect();
-        let successors: BTreeSet<_> = answers.iter().map(|a| claim(a, "refresh_token", "jti")).collect();
-        assert_eq!(successors.len(), 1, "a fork: {successors:?}");
-
-        let row = session::Entity::find().one(service.app.db.reader()).await.unwrap().unwrap();
-        assert_eq!((row.generation, row.revoked_at), (2, None));
-        for answer in &answers {
-            me(&user.with_token(answer["access_token"].as_str().unwrap()), Face::Rest).await.expect(200);
-        }
-        refresh(&there, Face::Rest, &refresh_token(&answers[0])).await.expect(200);
-        replica.stop().await;
     })
     .await;
 }
@@ -336,30 +208,6 @@ async fn an_access_token_lives_an_hour_and_a_refresh_token_seven_days() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_session_is_over_after_thirty_days_however_often_it_is_refreshed() {
-    everywhere(async |service, face| {
-        let user = service.user("user@example.com").await;
-        let began = service.clock.now();
-        let mut token = user.refresh_token.clone().unwrap();
-        for day in [6, 12, 18, 24] {
-            service.set_clock(began + Duration::days(day));
-            token = refresh_token(&refresh(&user, face, &token).await.expect(200));
-        }
-        service.set_clock(began + Duration::days(30) - Duration::seconds(1));
-        let last = refresh(&user, face, &token).await.expect(200);
-        token = refresh_token(&last);
-        for kind in ["access_token", "refresh_token"] {
-            let exp = claims(last[kind].as_str().unwrap())["exp"].as_i64().unwrap();
-            assert_eq!(exp, (began + Duration::days(30)).timestamp(), "{kind}");
-        }
-        service.set_clock(began + Duration::days(30));
-        refresh(&user, face, &token).await.expect(401);
-        login(service, face, "user@example.com", PASSWORD).await.expect(200);
-    })
-    .await;
-}
-
 // Logout.
 
 #[tokio::test(flavor = "multi_thread")]
@@ -384,65 +232,6 @@ async fn a_login_beyond_the_hundredth_ends_the_session_that_was_not_refreshed_fo
         let told: Vec<_> =
             trail.iter().filter(|row| row.kind == "session.crowded_out").map(|row| &row.detail).collect();
         assert_eq!(told, [r#"{"sessions":1}"#]);
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn logout_ends_the_session_here_and_after_a_restart() {
-    on_each_store(async |service| {
-        let replica = service.replica().await;
-        let user = service.user("user@example.com").await;
-        user.call(Face::Rest, "AuthService.Logout", json!({})).await.expect(200);
-        user.call(Face::Grpc, "ProfileService.GetMyProfile", json!({})).await.expect(401);
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-        let there = user.at(replica.address);
-        there.call(Face::Rest, "ProfileService.GetMyProfile", json!({})).await.expect(401);
-        let replica = replica.restart().await;
-        let there = user.at(replica.address);
-        there.call(Face::Rest, "ProfileService.GetMyProfile", json!({})).await.expect(401);
-        replica.stop().await;
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn logout_ends_both_tokens_on_every_face_and_no_other_session() {
-    everywhere(async |service, face| {
-        let user = service.user("user@example.com").await;
-        let elsewhere = service.login("user@example.com").await;
-        let answer = user.call(face, "AuthService.Logout", json!({})).await.expect(200);
-        assert_eq!(answer, json!({ "message": "Successfully logged out" }));
-        for face in Face::ALL {
-            me(&user, face).await.expect(401);
-            user.call(face, "AuthService.Logout", json!({})).await.expect(401);
-            refresh(&user, face, user.refresh_token.as_deref().unwrap()).await.expect(401);
-            me(&elsewhere, face).await.expect(200);
-        }
-        refresh(&elsewhere, face, elsewhere.refresh_token.as_deref().unwrap()).await.expect(200);
-        // What was thrown away is not stolen.
-        assert!(audit_trail(service).await.iter().all(|event| event.kind != "session.refresh_token_reused"));
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_refresh_and_a_logout_at_once_leave_nothing_alive() {
-    on_each_store(async |service| {
-        for round in 0..10 {
-            let user = service.user(&format!("user{round}@example.com")).await;
-            let token = user.refresh_token.clone().unwrap();
-            let (refreshed, _) = tokio::join!(refresh(&user, Face::Grpc, &token), async {
-                user.call(Face::Rest, "AuthService.Logout", json!({})).await.expect(200)
-            },);
-            if refreshed.status == 200 {
-                let answer = refreshed.expect(200);
-                me(&user.with_token(answer["access_token"].as_str().unwrap()), Face::Rest).await.expect(401);
-                refresh(&user, Face::Rest, &refresh_token(&answer)).await.expect(401);
-            } else {
-                refreshed.expect(401);
-            }
-        }
     })
     .await;
 }
@@ -483,25 +272,6 @@ async fn the_audit_trail_tells_who_did_what_from_where() {
         assert_eq!(sessions.count(service.app.db.reader()).await.unwrap(), 1);
     })
     .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn with_strict_privacy_an_unknown_address_is_told_what_a_wrong_password_is() {
-    for store in Store::all() {
-        for face in Face::ALL {
-            let service = Service::start_with(store, &[("AUTH_PRIVACY", "strict")]).await;
-            service.user("user@example.com").await;
-            let login = async |email: &str| {
-                let login = json!({ "email": email, "password": "wr0ng-Password" });
-                let outcome = service.anonymous().call(face, "AuthService.Login", login).await;
-                (outcome.status, outcome.text, outcome.reason)
-            };
-            let wrong = login("user@example.com").await;
-            assert_eq!(wrong.0, 401);
-            assert_eq!(login("nobody@example.com").await, wrong);
-            service.stop().await;
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::{
     account::{row, staff, update},
-    harness::{Actor, Face, PASSWORD, everywhere, on_each_store},
+    harness::{Face, PASSWORD, everywhere, on_each_store},
     user::user_id,
 };
 
@@ -77,72 +77,6 @@ async fn only_a_superuser_puts_an_admin_out_of_office() {
         update(&superuser, face, id, json!({ "is_active": false })).await.expect(200);
         superuser.call(face, "UserService.DeleteUser", json!({ "id": id })).await.expect(204);
         one.call(face, "UserService.DeleteUser", json!({ "id": user_id(&one) })).await.expect(204);
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_last_active_superuser_stays() {
-    everywhere(async |service, face| {
-        let last = service.admin("last@example.com").await;
-        let id = user_id(&last);
-        // One who is there but not active can't help.
-        let idle =
-            json!({ "email": "idle@example.com", "password": PASSWORD, "is_superuser": true, "is_active": false });
-        last.call(face, "UserService.CreateUser", idle).await.expect(201);
-        let before = row(service, id).await;
-        let ways = [
-            ("UserService.UpdateUser", json!({ "id": id, "is_active": false })),
-            ("UserService.UpdateUser", json!({ "id": id, "is_superuser": false })),
-            ("RoleService.RemoveUserRole", json!({ "id": id, "role": "admin" })),
-            ("UserService.DeleteUser", json!({ "id": id })),
-        ];
-        for (rpc, fields) in &ways {
-            let refused = last.call(face, rpc, fields.clone()).await;
-            assert_eq!(refused.status, 409, "{rpc}: {refused:?}");
-            assert!(refused.text.contains("The last superuser has to stay"), "{refused:?}");
-            if face == Face::Grpc {
-                assert_eq!(refused.reason.as_deref(), Some("LAST_SUPERUSER"));
-            }
-        }
-        assert_eq!(row(service, id).await, before);
-        update(&last, face, id, json!({ "first_name": "Joan", "is_staff": false })).await.expect(200);
-        let second = service.admin("second@example.com").await;
-        last.call(face, "UserService.DeleteUser", json!({ "id": id })).await.expect(204);
-        second.call(face, "UserService.DeleteUser", json!({ "id": user_id(&second) })).await.expect(409);
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_two_superusers_who_unmake_each_other_at_once_one_stays() {
-    on_each_store(async |service| {
-        for round in 0..8 {
-            let pair = [
-                service.admin(&format!("a{round}@example.com")).await,
-                service.admin(&format!("b{round}@example.com")).await,
-            ];
-            let unmake = async |actor: &Actor, other: &Actor, way: usize| {
-                let id = user_id(other);
-                let (rpc, fields) = match way % 3 {
-                    0 => ("UserService.UpdateUser", json!({ "id": id, "is_superuser": false })),
-                    1 => ("UserService.DeleteUser", json!({ "id": id })),
-                    _ => ("RoleService.RemoveUserRole", json!({ "id": id, "role": "admin" })),
-                };
-                actor.call(Face::Grpc, rpc, fields).await
-            };
-            let [one, other] = &pair;
-            let outcomes = tokio::join!(unmake(one, other, round), unmake(other, one, round / 2));
-            let mut statuses = [outcomes.0.status, outcomes.1.status];
-            statuses.sort_unstable();
-            // The one who came too late is no superuser any more, or nobody at all.
-            assert!(matches!(statuses, [200 | 204, 401 | 403 | 404]), "round {round}: {outcomes:?}");
-            let superusers = user::Entity::find().filter(user::Column::IsSuperuser.eq(true));
-            assert_eq!(superusers.count(service.app.db.reader()).await.unwrap(), 1, "round {round}: {outcomes:?}");
-            let tx = service.app.db.begin().await.unwrap();
-            user::Entity::delete_many().exec(&tx).await.unwrap();
-            tx.commit().await.unwrap();
-        }
     })
     .await;
 }

@@ -49,34 +49,6 @@ async fn a_list_is_cut_into_pages() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_that_cannot_be_is_not_found() {
-    everywhere(async |service, face| {
-        let user = service.user("user@example.com").await;
-        for page in [0, -1, 2, 40_000, i64::MAX, i64::MIN] {
-            for size in [1, 100] {
-                let answer = list(&user, face, json!({ "page": page, "page_size": size })).await;
-                assert_eq!(answer.status, 404, "{page}: {answer:?}");
-                match face {
-                    Face::Rest => assert_eq!(answer.text, r#"{"error":"Invalid page"}"#),
-                    Face::Grpc => {
-                        assert_eq!((&*answer.text, answer.reason.as_deref()), ("Invalid page", Some("PAGE_NOT_FOUND")));
-                    }
-                }
-            }
-        }
-    })
-    .await;
-    on_each_store(async |service| {
-        let user = service.user("user@example.com").await;
-        for page in ["", "x", "+1", "1.0", "1e0", "last", "99999999999999999999", "%00", "1%00", "%D9%A1"] {
-            let answer = list_by(&user, &format!("page={page}")).await;
-            assert_eq!((answer.status, &*answer.text), (404, r#"{"error":"Invalid page"}"#), "{page}");
-        }
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn an_unusable_page_size_is_the_default() {
     everywhere(async |service, face| {
         let admin = service.admin("admin@example.com").await;

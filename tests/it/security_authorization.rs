@@ -1,4 +1,5 @@
 //! Who may call what: every rpc of the contract, tried on both faces by everyone that there is.
+//! The lines are those of `docs/security.md`.
 
 use identity::{entity::user, feed::Entry};
 use sea_orm::{ActiveModelTrait, ActiveValue::Set, EntityTrait};
@@ -117,6 +118,7 @@ fn rows() -> Vec<(&'static str, Value, Statuses)> {
 /// What can be called once: it ends the caller's session, changes the password, or is limited.
 const ONCE: [&str; 3] = ["AuthService.Logout", "AuthService.SendVerification", "AuthService.ChangePassword"];
 
+/// Line 33.
 #[tokio::test(flavor = "multi_thread")]
 async fn everyone_may_call_what_is_declared_and_nothing_else() {
     // More calls of one client within the frozen minute than the limit allows.
@@ -153,6 +155,7 @@ async fn everyone_may_call_what_is_declared_and_nothing_else() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Line 33.
 #[test]
 fn every_rpc_is_in_the_matrix() {
     let rows = rows();
@@ -161,6 +164,7 @@ fn every_rpc_is_in_the_matrix() {
     }
 }
 
+/// Line 33.
 #[test]
 fn the_matrix_agrees_with_what_the_protos_declare() {
     for (rpc, _, statuses) in rows() {

@@ -1,0 +1,315 @@
+//! Input, as an attacker writes it. What every route and rpc does with bad input of every kind is in `bad_input.rs`.
+//! The lines are those of `docs/security.md`.
+
+use reqwest::{Method, header};
+use serde_json::json;
+
+use crate::{
+    directory::{add, list, list_by, names, person},
+    harness::{Face, PASSWORD, Service, Store, everywhere, on_each_store},
+    registration::{CONTROL, NO_ADDRESS, TAKEN, account, complaints},
+    rest::{LOGIN, MAX_BYTES, nested, post, raw},
+};
+
+/// Line 38.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_beyond_the_limit_is_too_large_announced_or_not() {
+    let service = Service::start(Store::Sqlite).await;
+    let padded = |length: usize| {
+        let empty = r#"{"x": ""}"#;
+        empty.replace("\"\"", &format!("\"{}\"", "x".repeat(length - empty.len())))
+    };
+    for (length, status) in [(MAX_BYTES, 422), (MAX_BYTES + 1, 413), (40 * MAX_BYTES, 413)] {
+        let announced = post(&service.anonymous(), LOGIN, padded(length)).await;
+        assert_eq!(announced.status, status, "{length} bytes, announced: {announced:?}");
+        // Chunked, so that the end comes as a surprise.
+        let body = padded(length);
+        let head = "POST /api/auth/login/ HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+                    transfer-encoding: chunked\r\nconnection: close\r\n\r\n";
+        let answer = raw(service.address, format!("{head}{:x}\r\n{body}\r\n0\r\n\r\n", body.len())).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{length} bytes, chunked: {answer}");
+        if status == 413 {
+            let told = r#"{"error":"The request is too large: a body may have 65536 bytes at most"}"#;
+            assert_eq!(announced.text, told);
+            assert!(answer.ends_with(told), "{answer}");
+        }
+    }
+    service.stop().await;
+}
+
+/// Line 38.
+#[tokio::test(flavor = "multi_thread")]
+async fn json_may_nest_32_levels_deep() {
+    let service = Service::start(Store::Sqlite).await;
+    assert_eq!(post(&service.anonymous(), LOGIN, nested(32)).await.status, 422);
+    assert_eq!(post(&service.anonymous(), LOGIN, nested(33)).await.status, 400);
+    // Brackets in a text are text.
+    let text = format!(r#"{{"x": "{}\"[["}}"#, "[".repeat(100));
+    assert_eq!(post(&service.anonymous(), LOGIN, text).await.status, 422);
+    service.stop().await;
+}
+
+/// Line 38.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_comes_twice_is_malformed() {
+    let service = Service::start(Store::Sqlite).await;
+    for twice in [r#"{"email": "a", "email": "a"}"#, r#"{"email": "a", "\u0065mail": "b"}"#, r#"{"x": 1, "x": 1}"#] {
+        let outcome = post(&service.anonymous(), LOGIN, twice).await;
+        assert_eq!(outcome.status, 400, "{twice}: {outcome:?}");
+        assert!(outcome.text.contains("Malformed request"), "{twice}: {}", outcome.text);
+    }
+    service.stop().await;
+}
+
+/// Line 39.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_has_no_control_characters() {
+    everywhere(async |service, face| {
+        for name in ["a\0b", "a\nb", "a\tb", "\u{1b}[31mred", "a\u{7f}b", "a\u{85}b"] {
+            let new = json!({ "email": "user@example.com", "password": PASSWORD, "first_name": name });
+            let outcome = service.anonymous().call(face, "AuthService.Register", new).await;
+            assert_eq!((outcome.status, complaints(&outcome)), (400, [("first_name", CONTROL)].into()), "{name:?}");
+        }
+    })
+    .await;
+}
+
+/// Line 40.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_id_is_nobody() {
+    let service = Service::start(Store::Sqlite).await;
+    let user = service.user("user@example.com").await;
+    let ids = [
+        "0",
+        "-1",
+        "9223372036854775807",
+        "9223372036854775808",
+        "100000000000000000000",
+        "1.0",
+        "1e0",
+        "0x1",
+        "one",
+        "%20",
+        "1%20",
+        "%D9%A1",
+        "null",
+        "%00",
+    ];
+    for id in ids {
+        for path in [format!("/api/users/{id}/"), format!("/api/profile/{id}/")] {
+            let response = user.request(Method::GET, &path).send().await.unwrap();
+            assert_eq!(response.status(), 404, "{path}");
+            assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json", "{path}");
+        }
+    }
+    service.stop().await;
+}
+
+/// Line 40.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_cannot_be_is_not_found() {
+    everywhere(async |service, face| {
+        let user = service.user("user@example.com").await;
+        for page in [0, -1, 2, 40_000, i64::MAX, i64::MIN] {
+            for size in [1, 100] {
+                let answer = list(&user, face, json!({ "page": page, "page_size": size })).await;
+                assert_eq!(answer.status, 404, "{page}: {answer:?}");
+                match face {
+                    Face::Rest => assert_eq!(answer.text, r#"{"error":"Invalid page"}"#),
+                    Face::Grpc => {
+                        assert_eq!((&*answer.text, answer.reason.as_deref()), ("Invalid page", Some("PAGE_NOT_FOUND")));
+                    }
+                }
+            }
+        }
+    })
+    .await;
+    on_each_store(async |service| {
+        let user = service.user("user@example.com").await;
+        for page in ["", "x", "+1", "1.0", "1e0", "last", "99999999999999999999", "%00", "1%00", "%D9%A1"] {
+            let answer = list_by(&user, &format!("page={page}")).await;
+            assert_eq!((answer.status, &*answer.text), (404, r#"{"error":"Invalid page"}"#), "{page}");
+        }
+    })
+    .await;
+}
+
+/// Line 41.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_address_is_refused_at_registration_and_login_alike() {
+    let long_local = format!("{}@example.com", "a".repeat(65));
+    let too_long = format!("{}@{}.com", "a".repeat(60), "b.".repeat(95));
+    let bad = [
+        "plain",
+        "@example.com",
+        "user@",
+        "user@localhost",
+        "user@.com",
+        "user@example..com",
+        "user@-example.com",
+        "user@example.c",
+        "user@127.0.0.1",
+        "user@[127.0.0.1]",
+        "a b@example.com",
+        "user@exa mple.com",
+        "a..b@example.com",
+        ".a@example.com",
+        "\"quoted\"@example.com",
+        "user@example.com\r\nBcc: other@example.com",
+        "us\r\ner@example.com",
+        "user\0@example.com",
+        "user@example\0.com",
+        &long_local,
+    ];
+    everywhere(async |service, face| {
+        for rpc in ["AuthService.Register", "AuthService.Login"] {
+            for email in bad {
+                let outcome = service.anonymous().call(face, rpc, account(email)).await;
+                assert_eq!(complaints(&outcome), [("email", NO_ADDRESS)].into(), "{rpc} {email:?}: {outcome:?}");
+                assert_eq!(outcome.status, 400, "{rpc} {email:?}");
+            }
+            assert_eq!(too_long.len(), 255);
+            // 154 characters, but what IDNA makes of the ligatures are three letters each.
+            let grows = format!("{}@{}.{}.com", "a".repeat(64), ["ﬃ".repeat(21).as_str(); 3].join("."), "ﬃ".repeat(19));
+            for email in [&too_long, &grows] {
+                let messages = service.anonymous().call(face, rpc, account(email)).await.expect_field(400, "email");
+                assert_eq!(messages, ["Ensure this field has no more than 254 characters."]);
+            }
+        }
+    })
+    .await;
+}
+
+/// Line 41.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_is_kept_as_typed_with_its_domain_in_lower_case() {
+    let cases = [
+        (" User.Name+Tag@EXAMPLE.Com\n", "User.Name+Tag@example.com"),
+        ("o'brien@sub.example.co", "o'brien@sub.example.co"),
+        ("Почта@Пример.РФ", "Почта@пример.рф"),
+        ("user@XN--E1AFMKFD.xn--p1ai", "user@xn--e1afmkfd.xn--p1ai"),
+    ];
+    everywhere(async |service, face| {
+        for (typed, kept) in cases {
+            let new = json!({ "email": typed, "password": PASSWORD, "first_name": " Jane\t", "last_name": "李 " });
+            let answer = service.anonymous().call(face, "AuthService.Register", new).await.expect(201);
+            assert_eq!((&answer["email"], &answer["user"]["email"]), (&json!(kept), &json!(kept)));
+            assert_eq!((&answer["first_name"], &answer["last_name"]), (&json!("Jane"), &json!("李")));
+        }
+    })
+    .await;
+}
+
+/// Line 41.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_is_one_account_however_it_is_spelled() {
+    let cases = [
+        ("user@example.com", "USER@Example.COM"),
+        ("straße@example.com", "STRASSE@example.com"),
+        ("jos\u{e9}@example.com", "JOSE\u{301}@example.com"),
+        ("почта@example.com", "ПОЧТА@example.com"),
+        ("user@пример.рф", "user@xn--e1afmkfd.xn--p1ai"),
+        ("user@example.org", "user@ｅｘａｍｐｌｅ.org"),
+    ];
+    everywhere(async |service, face| {
+        for (first, second) in cases {
+            let anyone = service.anonymous();
+            let registered = anyone.call(face, "AuthService.Register", account(first)).await.expect(201);
+            let again = anyone.call(face, "AuthService.Register", account(second)).await;
+            assert_eq!((again.status, complaints(&again)), (400, [("email", TAKEN)].into()), "{second}: {again:?}");
+            if face == Face::Grpc {
+                assert_eq!(again.reason.as_deref(), Some("EMAIL_TAKEN"));
+            }
+            let login = anyone.call(face, "AuthService.Login", account(second)).await.expect(200);
+            assert_eq!(login["user"]["id"], registered["id"], "{second}");
+        }
+    })
+    .await;
+}
+
+/// Line 42.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_finds_words_anywhere_in_every_script() {
+    everywhere(async |service, face| {
+        let admin = service.admin("root@example.net").await;
+        let people = [
+            ("jonas@mail.ru", "Jonas", "Groß"),
+            ("ivan@пример.рф", "Иван", "Ёлкин"),
+            ("i.tekin@mail.ru", "İlhan", "Işık"),
+            ("wei@example.com", "小明", "王"),
+            ("perc%nt@mail.ru", "100% Ann_Lee", r"back\slash"),
+            ("quote@mail.ru", r#"Anne "Q" OR"#, "O'Brien, NEAR(x* y)"),
+            ("plain@mail.ru", "AND", "--"),
+            ("accent@mail.ru", "E\u{301}lodie", "Ångström"),
+        ];
+        add(service, people.into_iter().map(|(email, first, last)| person(email, first, last)).collect()).await;
+        for (search, expected) in [
+            ("GROSS", vec!["jonas"]),
+            ("groß", vec!["jonas"]),
+            ("ẞ", vec!["jonas"]),
+            ("ИВАН", vec!["ivan"]),
+            ("вАн ЁлК", vec!["ivan"]),
+            ("елкин", vec![]),
+            ("РИМЕР.рф", vec!["ivan"]),
+            ("ё", vec!["ivan"]),
+            ("İLHAN", vec!["i.tekin"]),
+            ("i\u{307}lhan", vec!["i.tekin"]),
+            ("ilhan", vec![]),
+            ("lhan", vec!["i.tekin"]),
+            ("işık", vec!["i.tekin"]),
+            ("ışık", vec![]),
+            ("王", vec!["wei"]),
+            ("小明", vec!["wei"]),
+            ("王,小", vec!["wei"]),
+            ("élo", vec!["accent"]),
+            ("ÉLODIE a\u{30a}ng", vec!["accent"]),
+            ("%", vec!["perc%nt"]),
+            ("c%n", vec!["perc%nt"]),
+            ("%%%", vec![]),
+            ("_", vec!["perc%nt"]),
+            ("n_l", vec!["perc%nt"]),
+            ("a_n", vec![]),
+            (r"\", vec!["perc%nt"]),
+            (r"k\s", vec!["perc%nt"]),
+            (r"back\slash", vec!["perc%nt"]),
+            ("backslash", vec![]),
+            ("perc%nt", vec!["perc%nt"]),
+            ("pla%mail", vec![]),
+            ("pla_n@mail", vec![]),
+            (r"\%", vec![]),
+            ("\"", vec!["quote"]),
+            ("\"q\"", vec!["quote"]),
+            ("\"\"\"", vec![]),
+            ("'", vec!["quote"]),
+            ("o'brien", vec!["quote"]),
+            ("';--", vec![]),
+            ("*", vec!["quote"]),
+            ("x*", vec!["quote"]),
+            ("NEAR(x*", vec!["quote"]),
+            ("near(", vec!["quote"]),
+            ("OR", vec!["quote"]),
+            ("AND", vec!["plain"]),
+            ("NOT", vec![]),
+            ("-- and", vec!["plain"]),
+            ("--", vec!["plain"]),
+            ("^pla", vec![]),
+            ("search_text:pla", vec![]),
+            ("{pla}", vec![]),
+            ("(pla)", vec![]),
+            ("pla + ain", vec![]),
+            ("mail.ru an", vec!["i.tekin", "perc%nt", "quote", "plain"]),
+            ("mail.ru, an ,LAIN", vec!["plain"]),
+            ("plain plain plain", vec!["plain"]),
+            ("plain nobody", vec![]),
+            ("s@m", vec!["jonas"]),
+            // From one name into the next there is no way.
+            ("jonasgroß", vec![]),
+            ("jo as", vec!["jonas"]),
+        ] {
+            let page = list(&admin, face, json!({ "search": search })).await.expect(200);
+            assert_eq!((names(&page), &page["count"]), (expected.clone(), &json!(expected.len())), "{search}");
+        }
+        assert_eq!(list(&admin, face, json!({ "search": " , " })).await.expect(200)["count"], people.len() + 1);
+    })
+    .await;
+}
