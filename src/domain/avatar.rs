@@ -80,7 +80,11 @@ pub struct Avatar {
 }
 
 impl Avatar {
-    fn make(upload: &Upload) -> image::ImageResult<Self> {
+    /// Decodes the picture, which takes up to a second, and makes an avatar of it.
+    ///
+    /// # Errors
+    /// What the decoder says, for the log, if it is no picture after all or takes more memory than it may.
+    pub fn make(upload: &Upload) -> image::ImageResult<Self> {
         let mut reader = ImageReader::with_format(Cursor::new(&upload.bytes), upload.format);
         let mut limits = Limits::default();
         limits.max_image_width = Some(UPLOAD_MAX_SIDE);

@@ -1,0 +1,8 @@
+//! JSON bodies: from the bytes to the fields, and through the rules to the database.
+#![no_main]
+
+use identity_fuzz::{Kind, exchange, mutate};
+use libfuzzer_sys::{Corpus, fuzz_mutator, fuzz_target};
+
+fuzz_target!(|data: &[u8]| -> Corpus { exchange(data, Kind::Json) });
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| { mutate(data, size, max_size, seed) });
