@@ -24,7 +24,8 @@ fn main() -> Result<()> {
 
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_imports(true).include_source_info(true);
-    compiler.open_files(["auth", "user", "profile", "role"].map(|name| format!("identity/v1/{name}.proto")))?;
+    compiler
+        .open_files(["auth", "user", "profile", "role", "audit"].map(|name| format!("identity/v1/{name}.proto")))?;
     // Only these bytes keep the annotations: as prost types the options that prost doesn't know are lost.
     let descriptors = compiler.encode_file_descriptor_set();
     fs::write(out.join("descriptors.bin"), &descriptors)?;

@@ -349,10 +349,10 @@ fn refuse_unreadable(
     if is_nullable(field) && rpc.input().get_field_by_name("update_mask").is_none() {
         return refuse("is nullable, which takes an update_mask: without one null and absent are the same");
     }
-    if !matches!(field.kind(), Kind::String | Kind::Bool | Kind::Int64 | Kind::Bytes)
-        || field.cardinality() == Cardinality::Repeated
-    {
-        return refuse("can't be read by REST: only single strings, booleans, int64 and bytes");
+    let is_readable =
+        matches!(field.kind(), Kind::String | Kind::Bool | Kind::Int64 | Kind::Bytes) || is_timestamp(field);
+    if !is_readable || field.cardinality() == Cardinality::Repeated {
+        return refuse("can't be read by REST: only single strings, booleans, int64, bytes and times");
     }
     if matches!(field.kind(), Kind::Bytes) && body != Body::JsonOrForm {
         return refuse("is a file, which only a route with `multipart` can take");
@@ -364,7 +364,7 @@ fn refuse_unreadable(
     if is_secret(field) && (in_path || body == Body::None) {
         return refuse("is a secret, and would show in the URL");
     }
-    if !in_path && !field.supports_presence() {
+    if !in_path && !is_optional(field) {
         return refuse("must be `optional`, so that absent differs from empty");
     }
     Ok(())
@@ -410,6 +410,11 @@ fn refuse_unwritable(
 /// The field is a time.
 pub fn is_timestamp(field: &FieldDescriptor) -> bool {
     matches!(field.kind(), Kind::Message(m) if m.full_name() == "google.protobuf.Timestamp")
+}
+
+/// The field is declared `optional`. A message always tells unset from empty, but says only so that it may be unset.
+pub fn is_optional(field: &FieldDescriptor) -> bool {
+    field.field_descriptor_proto().proto3_optional()
 }
 
 /// The field is marked `(rest).grpc_only`.

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::contract::{
     Body, Contract, Route, Rpc, answers_that_follow, comment, is_grpc_only, is_nullable, is_omitted_when_unset,
-    is_required, is_timestamp, value_keywords,
+    is_optional, is_required, is_timestamp, value_keywords,
 };
 
 pub fn document(contract: &Contract, version: &str) -> Value {
@@ -252,8 +252,7 @@ fn answer(message: &MessageDescriptor) -> Value {
     let properties: Map<_, _> = fields()
         .map(|field| {
             let is_message = matches!(field.kind(), Kind::Message(m) if m.package_name() == message.package_name());
-            let nullable =
-                field.supports_presence() && !is_message && !is_omitted_when_unset(&field) && !is_timestamp(&field);
+            let nullable = is_optional(&field) && !is_message && !is_omitted_when_unset(&field);
             let mut schema = if nullable { or_null(plain_type(&field)) } else { plain_type(&field) };
             schema["description"] = comment(&message.parent_file(), field.path()).into();
             (field.name().to_owned(), schema)

@@ -16,6 +16,7 @@ mod m0005_list_indexes;
 mod m0006_outbox;
 mod m0007_sessions;
 mod m0008_feed;
+mod m0009_audit;
 
 use std::collections::HashSet;
 
@@ -39,6 +40,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0006_outbox::Migration),
             Box::new(m0007_sessions::Migration),
             Box::new(m0008_feed::Migration),
+            Box::new(m0009_audit::Migration),
         ]
     }
 }

@@ -18,8 +18,9 @@ use crate::{
     app::App,
     error::Chain,
     pb::{
-        auth_service_server::AuthServiceServer, profile_service_server::ProfileServiceServer,
-        role_service_server::RoleServiceServer, user_service_server::UserServiceServer,
+        audit_service_server::AuditServiceServer, auth_service_server::AuthServiceServer,
+        profile_service_server::ProfileServiceServer, role_service_server::RoleServiceServer,
+        user_service_server::UserServiceServer,
     },
 };
 
@@ -32,12 +33,13 @@ const DATABASE_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long gRPC's health rests between two looks at the database. With the timeout, it is right within three seconds.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What gRPC's health is asked of: the service as a whole, and each service of the contract.
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 6] = [
     "",
     AuthServiceServer::<Api>::NAME,
     UserServiceServer::<Api>::NAME,
     ProfileServiceServer::<Api>::NAME,
     RoleServiceServer::<Api>::NAME,
+    AuditServiceServer::<Api>::NAME,
 ];
 
 pub fn routes(app: &Arc<App>, gate: &Gate, stop: &CancellationToken) -> Router {

@@ -1,7 +1,9 @@
 //! The edge: one file a proto service, each rpc as *parse → call → reply*; and what every call passes on its way there.
 
+mod audit;
 mod auth;
 mod docs;
+mod export;
 pub mod gate;
 pub mod health;
 mod jwks;
@@ -18,6 +20,10 @@ mod user;
 pub use docs::OPENAPI;
 
 use std::sync::Arc;
+
+use chrono::{DateTime, Datelike, Utc};
+
+use rest::NOT_A_TIME;
 
 use crate::{
     app::App,
@@ -98,4 +104,18 @@ fn new_account(
 
 fn owned(names: Vec<&'static str>) -> Vec<String> {
     names.into_iter().map(str::to_owned).collect()
+}
+
+fn timestamp(time: DateTime<Utc>) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: time.timestamp(),
+        nanos: i32::try_from(time.timestamp_subsec_nanos()).unwrap_or_default(),
+    }
+}
+
+/// The time that came in `field`, if one did. It lies in the years that a `google.protobuf.Timestamp` may have.
+fn time(field: &'static str, given: Option<prost_types::Timestamp>, errors: &mut FieldErrors) -> Option<DateTime<Utc>> {
+    let given = given?;
+    let time = u32::try_from(given.nanos).ok().and_then(|nanos| DateTime::from_timestamp(given.seconds, nanos));
+    errors.check(field, time.filter(|time| (1..=9999).contains(&time.year())).ok_or(NOT_A_TIME))
 }

@@ -18,13 +18,13 @@ impl ProfileService for Api {
     async fn get_my_profile(&self, request: Request<pb::GetMyProfileRequest>) -> Result<Response<pb::Profile>, Status> {
         let (call, caller, ()) = parse_as_user(request, |_, _| Some(()))?;
         let profile = self.app.my_profile(&caller).await?;
-        Ok(Response::new(self.reply(&call, profile)))
+        Ok(Response::new(self.profile(&call, profile)))
     }
 
     async fn get_profile(&self, request: Request<pb::GetProfileRequest>) -> Result<Response<pb::Profile>, Status> {
         let (call, caller, user_id) = parse_as_user(request, |get, _| Some(get.user_id))?;
         let found = self.app.get_profile(&caller, user_id).await?;
-        Ok(Response::new(self.reply(&call, found.ok_or(Error::NotFound(Resource::Profile))?)))
+        Ok(Response::new(self.profile(&call, found.ok_or(Error::NotFound(Resource::Profile))?)))
     }
 
     async fn update_my_profile(
@@ -33,7 +33,7 @@ impl ProfileService for Api {
     ) -> Result<Response<pb::Profile>, Status> {
         let (call, caller, change) = parse_as_user(request, |update, errors| Some(profile_change(update, errors)))?;
         let profile = self.app.update_my_profile(caller, change).await?;
-        Ok(Response::new(self.reply(&call, profile)))
+        Ok(Response::new(self.profile(&call, profile)))
     }
 }
 
@@ -53,7 +53,8 @@ fn profile_change(update: pb::UpdateMyProfileRequest, errors: &mut FieldErrors) 
 }
 
 impl Api {
-    fn reply(&self, call: &Call, visible: VisibleProfile) -> pb::Profile {
+    /// The profile, with an absolute link to its picture.
+    pub(super) fn profile(&self, call: &Call, visible: VisibleProfile) -> pb::Profile {
         let VisibleProfile { user, profile, is_own } = visible;
         pb::Profile {
             id: profile.id,

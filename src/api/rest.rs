@@ -25,6 +25,9 @@ const MAX_FIELDS: usize = 256;
 /// A file doesn't travel in JSON, so nothing that does is larger, whatever the route takes as a form.
 const MAX_JSON_BYTES: usize = 65_536;
 
+/// What is said of a text that is no time.
+pub const NOT_A_TIME: &str = "Not a valid time. Write it as 2026-11-23T10:00:00Z.";
+
 /// A REST route, as its annotation describes it.
 pub struct Route {
     pub policy: &'static Policy,
@@ -207,6 +210,18 @@ impl FromValue for i64 {
         // Digits, and at most a minus: `+1` would be a second name for what is at `1`.
         let is_plain = !text.starts_with('+');
         text.parse().ok().filter(|_| is_plain).ok_or("A valid integer is required.")
+    }
+}
+
+/// RFC 3339, as times are written in answers.
+impl FromValue for prost_types::Timestamp {
+    fn from_json(json: &RawValue) -> Result<Self, &'static str> {
+        Self::from_text(&String::from_json(json).map_err(|_| NOT_A_TIME)?)
+    }
+
+    fn from_text(text: &str) -> Result<Self, &'static str> {
+        let time = chrono::DateTime::parse_from_rfc3339(text).map_err(|_| NOT_A_TIME)?;
+        Ok(super::timestamp(time.to_utc()))
     }
 }
 

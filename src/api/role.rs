@@ -166,7 +166,7 @@ fn roles(of_user: UserRoles) -> pb::UserRoles {
     pb::UserRoles { id: user.id, email: user.email, roles, permissions: permissions.names() }
 }
 
-fn user_permissions(held: UserPermissions) -> pb::UserPermissions {
+pub(super) fn user_permissions(held: UserPermissions) -> pb::UserPermissions {
     pb::UserPermissions {
         id: held.user_id,
         groups: held.groups.into_iter().map(group).collect(),

@@ -20,8 +20,9 @@ use crate::{
     app::App,
     error::Cause,
     pb::{
-        DESCRIPTORS, auth_service_server::AuthServiceServer, profile_service_server::ProfileServiceServer,
-        role_service_server::RoleServiceServer, user_service_server::UserServiceServer,
+        DESCRIPTORS, audit_service_server::AuditServiceServer, auth_service_server::AuthServiceServer,
+        profile_service_server::ProfileServiceServer, role_service_server::RoleServiceServer,
+        user_service_server::UserServiceServer,
     },
 };
 
@@ -38,7 +39,8 @@ pub async fn router(app: &Arc<App>, stop: &CancellationToken) -> Result<(Router,
         .merge(routes::auth_service(Rest::new(Arc::clone(&api), gate.clone())))
         .merge(routes::user_service(Rest::new(Arc::clone(&api), gate.clone())))
         .merge(routes::profile_service(Rest::new(Arc::clone(&api), gate.clone())))
-        .merge(routes::role_service(Rest::new(api, gate.clone())))
+        .merge(routes::role_service(Rest::new(Arc::clone(&api), gate.clone())))
+        .merge(routes::audit_service(Rest::new(api, gate.clone())))
         .merge(health::routes(app, &gate, stop))
         .merge(docs::routes(&gate))
         .merge(jwks::routes(app, &gate)?)
@@ -86,6 +88,10 @@ async fn grpc(api: &Arc<Api>, gate: &Gate, reflection: bool) -> Result<(Router, 
         .add_service(
             RoleServiceServer::from_arc(Arc::clone(api))
                 .max_decoding_message_size(policies::ROLE_SERVICE_MAX_REQUEST_BYTES),
+        )
+        .add_service(
+            AuditServiceServer::from_arc(Arc::clone(api))
+                .max_decoding_message_size(policies::AUDIT_SERVICE_MAX_REQUEST_BYTES),
         );
     if reflection {
         let describe = || {

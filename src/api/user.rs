@@ -2,15 +2,15 @@
 
 use std::{num::NonZeroU64, sync::Arc};
 
-use chrono::{DateTime, Utc};
 use tonic::{Request, Response, Status};
 
-use super::{Api, new_account, owned, parse_as_user, patch::Patch, rest::RawQuery};
+use super::{Api, new_account, owned, parse_as_user, patch::Patch, rest::RawQuery, timestamp};
 use crate::{
     domain::{
         account::{UserChange, UserField},
         caller::Call,
-        directory::{Filter, Ordering, PageSize, Position, Query, Search},
+        directory::{Filter, Ordering, Position, Query, Search},
+        page::PageSize,
         registration::{AccountFlags, NewAccount},
         user::{BatchIds, EmailAddress, PersonName},
     },
@@ -72,6 +72,12 @@ impl UserService for Api {
         }
         let (call, caller, (id, change)) = parsed?;
         Ok(Response::new(reply(self.app.update_user(call, caller, id, change).await?)))
+    }
+
+    async fn export_user(&self, request: Request<pb::ExportUserRequest>) -> Result<Response<pb::UserExport>, Status> {
+        let (call, caller, id) = parse_as_user(request, |export, _| Some(export.id))?;
+        let export = self.app.export_user(Arc::clone(&call), caller, id).await?;
+        Ok(Response::new(self.exported(&call, export)))
     }
 
     async fn delete_user(&self, request: Request<pb::DeleteUserRequest>) -> Result<Response<()>, Status> {
@@ -179,12 +185,5 @@ fn reply(user: User) -> pb::User {
         is_moderator: user.is_moderator,
         date_joined: Some(timestamp(user.date_joined)),
         updated_at: Some(timestamp(user.updated_at)),
-    }
-}
-
-fn timestamp(time: DateTime<Utc>) -> prost_types::Timestamp {
-    prost_types::Timestamp {
-        seconds: time.timestamp(),
-        nanos: i32::try_from(time.timestamp_subsec_nanos()).unwrap_or_default(),
     }
 }

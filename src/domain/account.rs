@@ -272,9 +272,10 @@ impl App {
                 subject.require_dispensable()?;
                 tx.audit(Event::UserDeleted, Some(&call), id).await?;
                 tx.announce(UserEvent::Deleted, &subject.user).await?;
-                tx.forget_codes(id).await?;
+                tx.forget_messages(id).await?;
                 tx.forget_avatar_of(id).await?;
-                // Profile, sessions, codes, groups, permissions and avatar hang on the row, and go with it.
+                tx.erase_traces(id).await?;
+                // Profile, sessions, known clients, codes, groups, permissions and avatar hang on the row, and go with it.
                 user::Entity::delete_by_id(id).exec(&tx.db).await?;
                 tx.user_deleted(id).await
             })

@@ -2,18 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use sea_orm::{ActiveModelTrait, ActiveValue::Set};
-use serde_json::{Value, json};
+use sea_orm::{ActiveModelTrait, ActiveValue::Set, EnumIter, Iterable};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     domain::{caller::Call, change::Transaction},
     entity::audit_event,
-    error::Result,
+    error::{Error, Result},
 };
 
 /// What is worth remembering. The names are stored, so they don't change.
-#[derive(Debug, Clone)]
-pub enum Event {
+#[derive(Debug, Clone, EnumIter)]
+pub(super) enum Event {
     Registered,
     LoggedIn,
     /// A refresh token of the Django service began a session here.
@@ -30,6 +30,8 @@ pub enum Event {
     UserCreated,
     /// What changed, and the new values of flags; of other fields the name alone.
     UserUpdated(BTreeMap<&'static str, Option<bool>>),
+    /// All that is kept of the user was given out.
+    UserExported,
     UserDeleted,
     PasswordChanged,
     PermissionGranted(String),
@@ -47,10 +49,32 @@ pub enum Event {
     },
     GroupMemberAdded(String),
     GroupMemberRemoved(String),
+    /// An admin began to read the audit: of a user, or of all.
+    AuditRead,
+}
+
+/// What else there is to say of an event. No address and no name of a person: it outlives them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Detail {
+    /// What changed of a user, and the new values of flags; of other fields the name alone.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub changed: BTreeMap<String, Option<bool>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub permission: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<usize>,
 }
 
 impl Event {
-    fn name(&self) -> &'static str {
+    /// The names of all events.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        Self::iter().map(|event| event.name())
+    }
+
+    pub fn name(&self) -> &'static str {
         match self {
             Self::Registered => "user.registered",
             Self::LoggedIn => "session.began",
@@ -62,6 +86,7 @@ impl Event {
             Self::SessionsCrowdedOut(_) => "session.crowded_out",
             Self::UserCreated => "user.created",
             Self::UserUpdated(_) => "user.updated",
+            Self::UserExported => "user.exported",
             Self::UserDeleted => "user.deleted",
             Self::PasswordChanged => "user.password_changed",
             Self::PermissionGranted(_) => "user.permission_granted",
@@ -73,11 +98,12 @@ impl Event {
             Self::GroupPermissionRemoved { .. } => "group.permission_removed",
             Self::GroupMemberAdded(_) => "group.member_added",
             Self::GroupMemberRemoved(_) => "group.member_removed",
+            Self::AuditRead => "audit.read",
         }
     }
 
-    /// What else there is to say. No address and no name of a person: the row outlives them.
-    fn detail(&self) -> Value {
+    fn detail(self) -> Detail {
+        let none = Detail::default();
         match self {
             Self::Registered
             | Self::LoggedIn
@@ -87,20 +113,25 @@ impl Event {
             | Self::SuperuserMade
             | Self::RefreshTokenReused
             | Self::UserCreated
+            | Self::UserExported
             | Self::UserDeleted
-            | Self::PasswordChanged => json!({}),
-            Self::SessionsCrowdedOut(count) => json!({ "sessions": count }),
-            Self::UserUpdated(changed) => json!({ "changed": changed }),
+            | Self::PasswordChanged
+            | Self::AuditRead => none,
+            Self::SessionsCrowdedOut(count) => Detail { sessions: Some(count), ..none },
+            Self::UserUpdated(changed) => {
+                let changed = changed.into_iter().map(|(field, value)| (field.to_owned(), value)).collect();
+                Detail { changed, ..none }
+            }
             Self::PermissionGranted(permission) | Self::PermissionRevoked(permission) => {
-                json!({ "permission": permission })
+                Detail { permission: Some(permission), ..none }
             }
             Self::GroupCreated(group)
             | Self::GroupRenamed(group)
             | Self::GroupDeleted(group)
             | Self::GroupMemberAdded(group)
-            | Self::GroupMemberRemoved(group) => json!({ "group": group }),
+            | Self::GroupMemberRemoved(group) => Detail { group: Some(group), ..none },
             Self::GroupPermissionAdded { group, permission } | Self::GroupPermissionRemoved { group, permission } => {
-                json!({ "group": group, "permission": permission })
+                Detail { group: Some(group), permission: Some(permission), ..none }
             }
         }
     }
@@ -121,15 +152,20 @@ impl Event {
 impl Transaction {
     /// Notes what the call did to the user; without a call, what the operator did.
     pub async fn audit(&self, event: Event, call: Option<&Call>, user_id: i64) -> Result<()> {
-        self.write_audit(&event, call, Some(user_id)).await
+        self.write_audit(event, call, Some(user_id)).await
     }
 
     /// Notes what the call did that concerns no single user.
     pub async fn audit_at_large(&self, event: Event, call: &Call) -> Result<()> {
-        self.write_audit(&event, Some(call), None).await
+        self.write_audit(event, Some(call), None).await
     }
 
-    async fn write_audit(&self, event: &Event, call: Option<&Call>, user_id: Option<i64>) -> Result<()> {
+    /// Notes that the caller began to read the audit: of this user, or of all.
+    pub async fn audit_reading(&self, call: &Call, user_id: Option<i64>) -> Result<()> {
+        self.write_audit(Event::AuditRead, Some(call), user_id).await
+    }
+
+    async fn write_audit(&self, event: Event, call: Option<&Call>, user_id: Option<i64>) -> Result<()> {
         let caller = call.and_then(|call| call.caller.as_ref());
         audit_event::ActiveModel {
             kind: Set(event.name().to_owned()),
@@ -138,7 +174,7 @@ impl Transaction {
             ip: Set(call.map(|call| call.client.to_string())),
             user_agent: Set(call.and_then(Call::user_agent)),
             request_id: Set(call.map(|call| call.request_id.to_string())),
-            detail: Set(event.detail().to_string()),
+            detail: Set(serde_json::to_string(&event.detail()).map_err(Error::internal)?),
             created_at: Set(self.now),
             ..Default::default()
         }

@@ -15,6 +15,7 @@ use crate::{
     app::App,
     domain::{
         caller::Caller,
+        page::{PageSize, foreign_token},
         user::{EmailAddress, fold},
     },
     entity::{
@@ -23,10 +24,9 @@ use crate::{
     },
     error::{Denial, Dependency, Error, Resource, Result},
     model::{role::Role, user::User},
+    places::Place,
 };
 
-const PAGE_SIZE: u64 = 20;
-const PAGE_SIZE_MAX: u64 = 100;
 const SEARCH_MAX_CHARS: usize = 200;
 const SEARCH_MAX_WORDS: usize = 8;
 /// From how many users on a count of all of them may be a second old.
@@ -144,6 +144,17 @@ impl Ordering {
         Self { terms, names_email }
     }
 
+    /// Where `user` stands in it.
+    fn keys_of(&self, user: &User) -> Vec<KeyValue> {
+        self.terms.iter().map(|term| term.key.of(user)).collect()
+    }
+
+    /// The same, in SQL's terms.
+    fn values_of(&self, keys: Vec<KeyValue>) -> Result<Vec<Value>> {
+        let values = self.terms.iter().zip(keys).map(|(term, value)| value.into_sql(term.key));
+        values.collect::<Option<_>>().ok_or_else(foreign_token)
+    }
+
     /// All that come after these values of the keys: in parts, each of which the database finds as one stretch of an
     /// index, if there is one of this order.
     fn after(&self, values: &[Value], backend: DbBackend) -> Vec<Condition> {
@@ -223,18 +234,6 @@ impl KeyValue {
     }
 }
 
-/// How many users make a page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PageSize(u64);
-
-impl PageSize {
-    /// What was asked for, 100 at most; 20 where nothing was asked for, or nothing that a page can have.
-    pub fn new(asked: Option<i64>) -> Self {
-        let usable = asked.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0);
-        Self(usable.map_or(PAGE_SIZE, |n| Ord::min(n, PAGE_SIZE_MAX)))
-    }
-}
-
 /// Where a page begins.
 #[derive(Debug)]
 pub enum Position {
@@ -280,14 +279,7 @@ impl App {
     /// what the caller may not see, and for a token that did not come with this very list; `NotFound` for a page behind
     /// the last; `Unavailable`, too, if the caller has two other lists under way, or others have, for too long.
     pub async fn list_users(self: &Arc<Self>, caller: Caller, query: Query) -> Result<Page> {
-        let asked_at = Instant::now();
-        let place = tokio::time::timeout(TURN_TIMEOUT, self.searches.enter(caller.user_id)).await;
-        let place =
-            place.map_err(|late| Error::Unavailable { what: Dependency::Directory, cause: Some(late.into()) })?;
-        // Who waited for others to find out needs not wait as long again.
-        if self.db.reader().has_failed_since(asked_at) {
-            return Err(Error::Unavailable { what: Dependency::Database, cause: None });
-        }
+        let place = self.turn_to_search(caller.user_id).await?;
         let app = Arc::clone(self);
         // In a task of its own: a database works on when nobody waits any more, and the place is taken for as long.
         let listed = async move {
@@ -304,10 +296,26 @@ impl App {
         tokio::spawn(listed.in_current_span()).await.map_err(|_| Error::internal("a list of users panicked"))?
     }
 
+    /// A place among those who ask much of the database.
+    ///
+    /// # Errors
+    /// `Unavailable` if the user has two already, or others have them all, for too long.
+    pub(super) async fn turn_to_search(&self, user_id: i64) -> Result<Place> {
+        let asked_at = Instant::now();
+        let place = tokio::time::timeout(TURN_TIMEOUT, self.searches.enter(user_id)).await;
+        let place =
+            place.map_err(|late| Error::Unavailable { what: Dependency::Directory, cause: Some(late.into()) })?;
+        // Who waited for others to find out needs not wait as long again.
+        if self.db.reader().has_failed_since(asked_at) {
+            return Err(Error::Unavailable { what: Dependency::Database, cause: None });
+        }
+        Ok(place)
+    }
+
     async fn page_of_users(&self, db: &impl ConnectionTrait, caller: &Caller, query: &Query) -> Result<Page> {
         let view = View { everyone: caller.sees_everyone(), emails: self.sees_emails(caller) };
-        let Query { filter, ordering, position, page_size: PageSize(size) } = query;
-        let size = *size;
+        let Query { filter, ordering, position, page_size } = query;
+        let size = page_size.get();
         if filter.group_id.is_some() && !caller.roles.is_admin() {
             return Err(Error::PermissionDenied(Denial::Role));
         }
@@ -318,7 +326,7 @@ impl App {
         let list = format!("list of users {view:?} {filter:?} {ordering:?}");
         let (start, number) = match position {
             Position::Page(number) => (Start::At((number.get() - 1).saturating_mul(size)), Some(*number)),
-            Position::After(token) => (Start::After(self.open_page_token(&list, token, ordering)?), None),
+            Position::After(token) => (Start::After(ordering.values_of(self.open_page_token(&list, token)?)?), None),
         };
 
         let backend = db.get_database_backend();
@@ -343,7 +351,7 @@ impl App {
         let has_next = users.len() as u64 > size;
         users.truncate(usize::try_from(size).unwrap_or(usize::MAX));
         let last = users.last().filter(|_| has_next);
-        let next_page_token = last.map(|user| self.page_token(&list, user, ordering)).transpose()?;
+        let next_page_token = last.map(|user| self.page_token(&list, &ordering.keys_of(user))).transpose()?;
         if !view.emails {
             for user in users.iter_mut().filter(|user| user.id != caller.user_id) {
                 user.email = EmailAddress::mask(&user.email);
@@ -366,22 +374,6 @@ impl App {
             last.set(count, now);
         }
         Ok(count)
-    }
-
-    /// Where `user` stands in `list`, for nobody to read or to change, and good for this list alone.
-    fn page_token(&self, list: &str, user: &User, ordering: &Ordering) -> Result<String> {
-        let keys: Vec<_> = ordering.terms.iter().map(|term| term.key.of(user)).collect();
-        self.page_seal.close(list.as_bytes(), serde_json::to_vec(&keys).map_err(Error::internal)?)
-    }
-
-    fn open_page_token(&self, list: &str, token: &str, ordering: &Ordering) -> Result<Vec<Value>> {
-        const FOREIGN: &str = "It did not come with a page of this very list. Repeat the filters and the ordering of the first \
-                               call, or begin without a token.";
-        let foreign = || Error::invalid("page_token", FOREIGN);
-        let keys = self.page_seal.open(list.as_bytes(), token).map_err(|_| foreign())?;
-        let keys: Vec<KeyValue> = serde_json::from_slice(&keys).map_err(Error::internal)?;
-        let values = ordering.terms.iter().zip(keys).map(|(term, value)| value.into_sql(term.key));
-        values.collect::<Option<_>>().ok_or_else(foreign)
     }
 }
 

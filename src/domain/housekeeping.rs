@@ -50,6 +50,8 @@ pub struct Swept {
     pub revocations: u64,
     pub messages: u64,
     pub audit_events: u64,
+    /// Users who were deleted, and of whom the audit now keeps nothing but what it needs.
+    pub erasures: u64,
     pub known_clients: u64,
     /// Pictures that no profile names.
     pub avatars: u64,
@@ -92,6 +94,7 @@ impl App {
             revocations: self.sweep_revocations(now).await?,
             messages: self.sweep_outbox(now).await?,
             audit_events: self.sweep_audit(now).await?,
+            erasures: self.sweep_traces(now).await?,
             known_clients: self.sweep_clients().await?,
             avatars: self.sweep_orphan_avatars().await?,
         })

@@ -3,7 +3,7 @@
 
 pub mod account;
 mod adoption;
-mod audit;
+pub mod audit;
 mod authority;
 pub mod avatar;
 pub mod caller;
@@ -11,7 +11,9 @@ mod change;
 mod credentials;
 mod delivery;
 pub mod directory;
+mod erasure;
 mod event;
+pub mod export;
 mod figures;
 pub mod group;
 
@@ -19,10 +21,12 @@ pub mod housekeeping;
 mod known_client;
 pub mod letter;
 pub mod outbox;
+pub mod page;
 pub mod permission;
 pub mod profile;
 pub mod registration;
 pub mod session;
+pub mod trail;
 pub mod user;
 pub mod user_permission;
 pub mod user_role;

@@ -3,7 +3,8 @@
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+    sea_query::Expr,
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -33,11 +34,13 @@ impl Transaction {
         self.put_into_outbox(letter.kind(), new_message_id(), &posted, user_id).await
     }
 
-    /// Takes the user's codes out: nobody is there any more who could use them. What tells the owner of a change still goes.
-    pub async fn forget_codes(&self, user_id: i64) -> Result<()> {
+    /// Takes the user's messages out that are settled, and the codes: nobody is there any more who could use them. What tells the
+    /// owner, or other services, of a change still goes.
+    pub async fn forget_messages(&self, user_id: i64) -> Result<()> {
+        let codes = outbox::Column::Kind.eq(Letter::KIND_OF_CODES);
         outbox::Entity::delete_many()
             .filter(outbox::Column::UserId.eq(user_id))
-            .filter(outbox::Column::Kind.eq(Letter::KIND_OF_CODES))
+            .filter(Condition::any().add(outbox::Column::State.ne(State::Pending)).add(codes))
             .exec(&self.db)
             .await?;
         Ok(())

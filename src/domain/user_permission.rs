@@ -213,7 +213,7 @@ impl Transaction {
 }
 
 /// What the user may do, and where it comes from.
-async fn user_permissions(db: &impl ConnectionTrait, user: &User) -> Result<UserPermissions> {
+pub(super) async fn user_permissions(db: &impl ConnectionTrait, user: &User) -> Result<UserPermissions> {
     let of_user = user_permission::Entity::find()
         .select_only()
         .column(user_permission::Column::PermissionId)

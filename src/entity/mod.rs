@@ -6,6 +6,7 @@
 pub mod audit_event;
 pub mod avatar;
 pub mod counter;
+pub mod erasure;
 pub mod group;
 pub mod group_permission;
 pub mod known_client;

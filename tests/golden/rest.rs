@@ -40,6 +40,7 @@ impl Bind for pb::ListBooksRequest {
             is_on_loan: fields.optional("is_on_loan"),
             limit: fields.optional("limit"),
             page_token: Option::default(),
+            bought_since: fields.optional("bought_since"),
         }
     }
 }

@@ -185,6 +185,8 @@ fn what_the_generator_can_not_honour_fails_the_build_by_the_name_of_the_rpc() {
         (route("get: \"/a/\"", "int64 page = 1;"), "`page` must be `optional`"),
         (route("get: \"/a/\"", "repeated string names = 1;"), "`names` can't be read"),
         (route("get: \"/a/\"", "map<string, string> m = 1;"), "`m` can't be read"),
+        (route("get: \"/a/\"", "google.protobuf.Timestamp t = 1;"), "`t` must be `optional`"),
+        (route("get: \"/a/\"", "repeated google.protobuf.Timestamp t = 1;"), "`t` can't be read"),
         (route("get: \"/a/\"", "optional int32 n = 1;"), "`n` can't be read"),
         (route("get: \"/a/\"", "optional double n = 1;"), "`n` can't be read"),
         (route("get: \"/a/\"", "optional B b = 1;} message B {"), "`b` can't be read"),

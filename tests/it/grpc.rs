@@ -22,10 +22,11 @@ use crate::{
 const LOGIN: &str = "/identity.v1.AuthService/Login";
 
 /// What a client finds by reflection.
-const SERVICES: [&str; 7] = [
+const SERVICES: [&str; 8] = [
     "grpc.health.v1.Health",
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",
+    "identity.v1.AuditService",
     "identity.v1.AuthService",
     "identity.v1.ProfileService",
     "identity.v1.RoleService",
@@ -146,6 +147,7 @@ async fn the_health_service_knows_every_service() {
         "identity.v1.UserService",
         "identity.v1.ProfileService",
         "identity.v1.RoleService",
+        "identity.v1.AuditService",
     ] {
         let answer = client.check(HealthCheckRequest { service: name.into() }).await.unwrap().into_inner();
         assert_eq!(answer.status(), ServingStatus::Serving, "{name:?}");

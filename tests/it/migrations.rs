@@ -108,6 +108,7 @@ async fn migrations_run_twice_without_effect() {
             "m0006_outbox",
             "m0007_sessions",
             "m0008_feed",
+            "m0009_audit",
         ];
         assert_eq!(db.pending_migrations().await.unwrap(), all, "{store:?}");
         assert_eq!(db.migrate().await.unwrap(), all, "{store:?}");
@@ -139,7 +140,7 @@ async fn ten_starters_at_once_migrate_once() {
         for starter in starters {
             applied += starter.await.unwrap();
         }
-        assert_eq!(applied, 8, "{store:?}");
+        assert_eq!(applied, 9, "{store:?}");
     }
 }
 
@@ -182,7 +183,7 @@ async fn without_the_right_to_create_pg_trgm_everything_else_is_there() {
     owner.execute_unprepared(&format!("CREATE ROLE {role}; GRANT ALL ON SCHEMA public TO {role}")).await.unwrap();
 
     let db = Db::connect(&options(&format!("{}?options=-c%20role%3D{role}", database.url))).await.unwrap();
-    assert_eq!(db.migrate().await.unwrap().len(), 8);
+    assert_eq!(db.migrate().await.unwrap().len(), 9);
     let trigrams = texts(&owner, "SELECT indexname::text FROM pg_indexes WHERE indexdef LIKE '%gin_trgm_ops%'").await;
     assert!(trigrams.is_empty(), "{trigrams:?}");
     insert_user(&db, "ada@example.com").await;

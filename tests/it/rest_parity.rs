@@ -39,7 +39,7 @@ pub fn rest_routes() -> Vec<(&'static str, Method, String)> {
 }
 
 /// What is different each time, on one face too. Links name the port.
-const VOLATILE: [&str; 11] = [
+const VOLATILE: [&str; 21] = [
     "access_token",
     "refresh_token",
     "token",
@@ -51,6 +51,16 @@ const VOLATILE: [&str; 11] = [
     "next",
     "previous",
     "next_page_token",
+    "occurred_at",
+    "user_agent",
+    "request_id",
+    "exported_at",
+    "last_login",
+    "began_at",
+    "refreshed_at",
+    "expires_at",
+    "last_login_at",
+    "created_at",
 ];
 
 /// Who calls, with which fields, one after the other. `None`: nobody thought of this rpc yet.
@@ -201,6 +211,29 @@ fn user_calls(rpc: &str, user: &Actor, stranger: &Actor, admin: &Actor) -> Optio
             with(user, json!({ "id": 1 })),
             with(user, json!({ "id": 1 })),
             with(admin, json!({ "id": 2 })),
+        ],
+        "UserService.ExportUser" => vec![
+            with(user, json!({ "id": 1 })),
+            with(stranger, json!({ "id": 1 })),
+            with(admin, json!({ "id": 1 })),
+            with(admin, json!({ "id": 999 })),
+        ],
+        "AuditService.ListAuditEvents" => vec![
+            with(user, json!({})),
+            with(admin, json!({})),
+            with(admin, json!({ "kind": "session", "page_size": 1 })),
+            with(admin, json!({ "user_id": 3, "actor_id": 3, "kind": "session.began" })),
+            with(admin, json!({ "since": "2000-01-01T00:00:00Z", "until": "2000-01-01T00:00:00.5Z" })),
+            with(admin, json!({ "kind": "nonsense", "user_id": -1 })),
+            with(admin, json!({ "page_token": "nonsense" })),
+            with(admin, json!({ "page_size": i64::MIN, "actor_id": i64::MAX })),
+        ],
+        "AuditService.ListUserActivity" => vec![
+            with(user, json!({ "id": 1 })),
+            with(user, json!({ "id": 2 })),
+            with(admin, json!({ "id": 1, "page_size": 1 })),
+            with(admin, json!({ "id": 999 })),
+            with(user, json!({ "id": 1, "page_token": "nonsense" })),
         ],
         "RoleService.GetUserRoles" => vec![
             with(user, json!({ "id": 1 })),
