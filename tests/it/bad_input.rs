@@ -70,7 +70,7 @@ fn broken_bodies(right: &Value) -> Vec<(&'static str, Vec<u8>)> {
 }
 
 /// What a call of the rpc that is right would say: numbers and names that fit, of things that are there.
-fn right_fields(rpc: &str, at: usize) -> Value {
+pub fn right_fields(rpc: &str, at: usize) -> Value {
     match rpc {
         "AuthService.Register" | "UserService.CreateUser" => {
             json!({ "email": format!("new{at}@example.com"), "password": PASSWORD })

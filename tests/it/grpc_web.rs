@@ -13,13 +13,13 @@ use crate::harness::{Face, PASSWORD, Service, Store};
 const LOGIN: &str = "/identity.v1.AuthService/Login";
 
 /// What came back: the message if there was one, then the trailers.
-struct Reply {
-    message: Option<Vec<u8>>,
+pub struct Reply {
+    pub message: Option<Vec<u8>>,
     trailers: Vec<(String, String)>,
 }
 
 impl Reply {
-    fn trailer(&self, name: &str) -> Option<&str> {
+    pub fn trailer(&self, name: &str) -> Option<&str> {
         self.trailers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 }
@@ -51,7 +51,7 @@ fn read(response_headers: &header::HeaderMap, mut body: &[u8]) -> Reply {
     reply
 }
 
-async fn call(service: &Service, path: &str, token: Option<&str>, message: &[u8], as_text: bool) -> Reply {
+pub async fn call(service: &Service, path: &str, token: Option<&str>, message: &[u8], as_text: bool) -> Reply {
     let mut request =
         reqwest::Client::new().post(format!("http://{}{path}", service.address)).header("x-request-id", "web-1");
     if let Some(token) = token {

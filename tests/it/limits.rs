@@ -69,7 +69,7 @@ pub fn tally(outcomes: &[Outcome]) -> BTreeMap<u16, usize> {
     tally
 }
 
-async fn get_me(actor: &Actor, face: Face) -> Outcome {
+pub async fn get_me(actor: &Actor, face: Face) -> Outcome {
     actor.call(face, "ProfileService.GetMyProfile", json!({})).await
 }
 

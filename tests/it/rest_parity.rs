@@ -372,7 +372,7 @@ pub async fn state(service: &Service) -> Value {
 }
 
 /// What both faces must agree on.
-fn told(outcome: Outcome) -> (u16, Value, BTreeMap<String, Vec<String>>, Option<u64>) {
+pub fn told(outcome: Outcome) -> (u16, Value, BTreeMap<String, Vec<String>>, Option<u64>) {
     let mut answer = outcome.answer;
     steady(&mut answer);
     if answer == json!({}) {

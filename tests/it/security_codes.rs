@@ -1,7 +1,10 @@
 //! Verification codes, as an attacker meets them: a million of them, and five guesses.
 //! The lines are those of `docs/security.md`.
 
+use std::collections::BTreeSet;
+
 use chrono::Duration;
+use futures_util::future::join_all;
 use identity::entity::{outbox, verification_code};
 use sea_orm::EntityTrait;
 use serde_json::json;
@@ -62,9 +65,11 @@ async fn five_misses_void_a_code_though_a_hundred_guesses_come_at_once() {
         let user = service.user("user@example.com").await;
         let code = service.code_mailed_to("user@example.com", 1).await;
         let wrong = other(&code);
-        let guesses = (0..100).map(|_| {
-            let (user, guess) = (user.clone(), guess("user@example.com", &wrong));
-            tokio::spawn(async move { user.call(Face::Rest, "AuthService.VerifyEmail", guess).await })
+        let replica = service.replica().await;
+        let guesses = (0..100).map(|n| {
+            let user = if n % 2 == 0 { user.clone() } else { user.at(replica.address) };
+            let guess = guess("user@example.com", &wrong);
+            tokio::spawn(async move { user.call(Face::ALL[n / 2 % 2], "AuthService.VerifyEmail", guess).await })
         });
         for outcome in futures_util::future::join_all(guesses).await {
             assert_eq!(outcome.unwrap().status, 400);
@@ -73,6 +78,7 @@ async fn five_misses_void_a_code_though_a_hundred_guesses_come_at_once() {
         assert_eq!(late.expect_field(400, "code"), WRONG);
         let code = verification_code::Entity::find().one(service.app.db.reader()).await.unwrap().unwrap();
         assert_eq!(code.misses, 5);
+        replica.stop().await;
     })
     .await;
 }
@@ -162,6 +168,157 @@ async fn a_code_for_the_old_address_does_not_verify_the_new_one() {
             user.call(face, "AuthService.VerifyEmail", guess).await.expect_field(400, "code");
         }
         assert!(!row(service, user_id(&user)).await.is_verified);
+    })
+    .await;
+}
+
+/// Line 14.
+#[test]
+fn chance_comes_from_the_system_and_from_one_place() {
+    let mut open = vec![std::path::PathBuf::from("src")];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path != std::path::Path::new("src/random.rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                for source in ["rand::", "fastrand", "getrandom", "Uuid::new_v4", "thread_rng"] {
+                    assert!(!text.contains(source), "{} takes chance from {source}", path.display());
+                }
+            }
+        }
+    }
+    let source = std::fs::read_to_string("src/random.rs").unwrap();
+    assert!(source.contains("use aws_lc_rs::rand;"), "{source}");
+}
+
+/// Line 14.
+#[tokio::test(flavor = "multi_thread")]
+async fn codes_are_six_digits_of_any_kind_and_hardly_ever_the_same() {
+    let service =
+        Service::start_with(Store::all()[0], &[("ARGON2_MEMORY_KIB", "64"), ("ARGON2_ITERATIONS", "1")]).await;
+    let mut codes = BTreeSet::new();
+    for n in 0..60 {
+        let email = format!("user{n}@example.com");
+        service.user(&email).await;
+        codes.insert(service.code_mailed_to(&email, 1).await);
+    }
+    // Of sixty in a million two are the same once in six hundred times, and four once in many million.
+    assert!(codes.len() >= 58, "{codes:?}");
+    for place in 0..6 {
+        let digits: BTreeSet<_> = codes.iter().map(|code| code.as_bytes()[place]).collect();
+        assert!(digits.len() >= 7, "place {place}: {codes:?}");
+    }
+    service.stop().await;
+}
+
+/// Line 14.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_code_is_good_for_a_day_and_once_though_many_bring_it_at_once() {
+    on_each_store(async |service| {
+        let replica = service.replica().await;
+        let user = service.user("user@example.com").await;
+        let code = service.code_mailed_to("user@example.com", 1).await;
+        service.clock.advance(Duration::hours(24) - Duration::microseconds(1));
+        let there = user.at(replica.address);
+        let tries = (0..20).map(|n| {
+            let actor = [&user, &there][n % 2];
+            actor.call(Face::ALL[n / 2 % 2], "AuthService.VerifyEmail", guess("user@example.com", &code))
+        });
+        let mut statuses: Vec<_> = join_all(tries).await.iter().map(|outcome| outcome.status).collect();
+        statuses.sort_unstable();
+        assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1, "{statuses:?}");
+        assert!(statuses[1..].iter().all(|status| *status == 400), "{statuses:?}");
+        replica.stop().await;
+    })
+    .await;
+}
+
+/// Line 15.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stored_code_is_worth_nothing_without_the_key() {
+    for (store, face) in Store::all().into_iter().flat_map(|store| Face::ALL.map(|face| (store, face))) {
+        let key = |key: &'static str| [("SECRET_KEY", key)];
+        let right_key = "the-key-of-codes-is-long-enough-for-anybody-1";
+        let service = Service::start_with(store, &key(right_key)).await;
+        service.user("user@example.com").await;
+        let code = service.code_mailed_to("user@example.com", 1).await;
+        let row = verification_code::Entity::find().one(service.app.db.reader()).await.unwrap().unwrap();
+        assert_eq!(row.code_hash.len(), 32);
+        // Whoever has the table and a million digests has nothing: it is the key that makes the difference.
+        let service = service.restart_with(&key("another-key-of-codes-is-long-enough-as-well-2")).await;
+        let verify = guess("user@example.com", &code);
+        service.anonymous().call(face, "AuthService.VerifyEmail", verify.clone()).await.expect_field(400, "code");
+        let service = service.restart_with(&key(right_key)).await;
+        service.anonymous().call(face, "AuthService.VerifyEmail", verify).await.expect(200);
+        service.stop().await;
+    }
+}
+
+/// Line 15.
+#[test]
+fn a_code_is_compared_in_constant_time() {
+    let text = std::fs::read_to_string("src/domain/verification.rs").unwrap();
+    let compared: Vec<_> =
+        text.lines().filter(|line| line.contains("code_hash") && line.contains("expected")).collect();
+    assert!(matches!(compared[..], [line] if line.contains("constant_time::verify_slices_are_equal")), "{compared:?}");
+    assert!(!text.contains("Column::CodeHash"), "the database compares it, byte by byte");
+}
+
+/// Line 17.
+#[tokio::test(flavor = "multi_thread")]
+async fn misses_and_requests_are_counted_on_all_replicas_together_and_across_a_restart() {
+    for store in Store::all() {
+        let service = Service::start(store).await;
+        let replica = service.replica().await;
+        let user = service.user("user@example.com").await;
+        user.call(Face::Rest, "AuthService.SendVerification", json!({})).await.expect(200);
+        for (n, service) in [&service, &replica].into_iter().enumerate() {
+            let again = user.at(service.address).call(Face::ALL[n], "AuthService.SendVerification", json!({})).await;
+            assert_eq!(again.status, 429);
+        }
+        let code = service.code_mailed_to("user@example.com", 2).await;
+        let miss = async |service: &Service, face: Face| {
+            let miss = guess("user@example.com", &other(&code));
+            service.anonymous().call(face, "AuthService.VerifyEmail", miss).await.expect_field(400, "code");
+        };
+        for service in [&service, &replica] {
+            for face in Face::ALL {
+                miss(service, face).await;
+            }
+        }
+        replica.stop().await;
+        let service = service.restart().await;
+        let again = user.at(service.address).call(Face::Rest, "AuthService.SendVerification", json!({})).await;
+        assert_eq!(again.status, 429);
+        miss(&service, Face::Grpc).await;
+        let right =
+            service.anonymous().call(Face::Rest, "AuthService.VerifyEmail", guess("user@example.com", &code)).await;
+        assert_eq!(right.expect_field(400, "code"), WRONG, "five misses are five, wherever they were");
+        service.stop().await;
+    }
+}
+
+/// Line 18.
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_wrong_expired_and_used_are_one_answer_to_the_letter() {
+    everywhere(async |service, face| {
+        let user = service.user("user@example.com").await;
+        let code = service.code_mailed_to("user@example.com", 1).await;
+        let told = async |email: &str, code: &str| {
+            let outcome = user.call(face, "AuthService.VerifyEmail", guess(email, code)).await;
+            assert_eq!(outcome.status, 400, "{outcome:?}");
+            crate::harness::Outcome { request_id: None, ..outcome }
+        };
+        let unknown = told("nobody@example.com", &code).await;
+        assert_eq!(told("user@example.com", &other(&code)).await, unknown);
+        user.call(face, "AuthService.VerifyEmail", guess("user@example.com", &code)).await.expect(200);
+        assert_eq!(told("user@example.com", &code).await, unknown, "used");
+        service.user("late@example.com").await;
+        let late = service.code_mailed_to("late@example.com", 1).await;
+        service.clock.advance(Duration::hours(24));
+        assert_eq!(told("late@example.com", &late).await, unknown, "expired");
     })
     .await;
 }

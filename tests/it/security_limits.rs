@@ -1,18 +1,25 @@
 //! Limits, as a guesser meets them: who is counted as one, and that many at once get no more than one after the other.
 //! The lines are those of `docs/security.md`.
 
-use std::time::{Duration as StdDuration, Instant};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::{Duration as StdDuration, Instant},
+};
 
-use chrono::Duration;
+use chrono::{DateTime, Duration, Utc};
 use futures_util::future::join_all;
+use identity::{config::Config, limiter::Limiter, pb};
+use prost::Message;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
+    grpc_web,
     harness::{Face, PASSWORD, Service, Store, redis::PrivateRedis},
-    limits::{WRONG, limited, login, login_forwarded, tally},
+    limits::{WRONG, get_me, limited, login, login_forwarded, tally},
     password_change::{NEW, change},
     redis,
+    security_passwords::until_hashes_are,
     strangers::{EMAIL, behind_a_proxy, count, guess, stranger},
 };
 
@@ -277,4 +284,135 @@ async fn without_redis_everything_goes_on_at_once_and_each_replica_counts_by_its
         }
         service.stop().await;
     }
+}
+
+/// Line 27.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_count_holds_for_rest_grpc_and_browsers() {
+    for store in Store::all() {
+        let service = limited(store, &[("RATE_LIMIT_API", "20/1m")]).await;
+        let user = service.user(EMAIL).await;
+        let anyone = service.anonymous();
+        let message = pb::LoginRequest { email: Some(EMAIL.into()), password: Some(WRONG.into()) }.encode_to_vec();
+        let by_web = async || {
+            let reply = grpc_web::call(&service, "/identity.v1.AuthService/Login", None, &message, false).await;
+            reply.trailer("grpc-status").unwrap().to_owned()
+        };
+        for _ in 0..2 {
+            login(&anyone, Face::Rest, EMAIL, WRONG).await.expect(401);
+            login(&anyone, Face::Grpc, EMAIL, WRONG).await.expect(401);
+        }
+        assert_eq!(by_web().await, "16");
+        assert_eq!(by_web().await, "8");
+        for face in Face::ALL {
+            login(&anyone, face, EMAIL, PASSWORD).await.expect(429);
+        }
+        // The general limit as well.
+        let token = user.access_token.as_deref();
+        for n in 0..20 {
+            match n % 3 {
+                0 => drop(get_me(&user, Face::Rest).await.expect(200)),
+                1 => drop(get_me(&user, Face::Grpc).await.expect(200)),
+                _ => {
+                    let path = "/identity.v1.ProfileService/GetMyProfile";
+                    let reply = grpc_web::call(&service, path, token, &[], true).await;
+                    assert_eq!(reply.trailer("grpc-status"), Some("0"));
+                }
+            }
+        }
+        get_me(&user, Face::Rest).await.expect(429);
+        get_me(&user, Face::Grpc).await.expect(429);
+        service.stop().await;
+    }
+}
+
+/// Line 28.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_fifty_wrong_old_passwords_at_once_exactly_five_are_looked_at() {
+    for store in Store::all() {
+        let service = limited(store, &[]).await;
+        let stolen = service.user(EMAIL).await;
+        until_hashes_are(1, &service).await;
+        let guesses = (0..50).map(|n| change(&stolen, Face::ALL[n % 2], WRONG, NEW));
+        assert_eq!(tally(&join_all(guesses).await), [(400, 5), (429, 45)].into());
+        until_hashes_are(6, &service).await;
+        service.stop().await;
+    }
+}
+
+/// Line 30.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_other_header_says_where_a_call_comes_from() {
+    const HEADERS: [&str; 12] = [
+        "forwarded",
+        "x-real-ip",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "x-forwarded",
+        "x-original-forwarded-for",
+        "forwarded-for",
+        "true-client-ip",
+        "cf-connecting-ip",
+        "fastly-client-ip",
+        "via",
+        "x-forwarded-host",
+    ];
+    for proxies in ["", "127.0.0.1"] {
+        let service = limited(Store::all()[0], &[("TRUSTED_PROXIES", proxies), ("RATE_LIMIT_REGISTER", "1/1h")]).await;
+        service.user(EMAIL).await;
+        for (n, name) in HEADERS.into_iter().enumerate() {
+            let email = format!("user{n}@example.com");
+            let value = if name == "forwarded" { "for=203.0.113.9" } else { "203.0.113.9" };
+            let request = service.anonymous().request(Method::POST, "/api/auth/register/").header(name, value);
+            let sent = request.json(&json!({ "email": email, "password": PASSWORD })).send().await.unwrap();
+            assert_eq!(sent.status(), 429, "{name}, trusting {proxies:?}");
+            let message =
+                pb::RegisterRequest { email: Some(email), password: Some(PASSWORD.into()), ..Default::default() };
+            let mut request = tonic::Request::new(message.encode_to_vec());
+            request.metadata_mut().insert(name, value.parse().unwrap());
+            let refused = service.anonymous().send_grpc("/identity.v1.AuthService/Register", request).await;
+            assert_eq!(refused.unwrap_err().code(), tonic::Code::ResourceExhausted, "{name}, trusting {proxies:?}");
+        }
+        service.stop().await;
+    }
+}
+
+/// Line 32.
+#[tokio::test]
+async fn a_million_callers_take_no_more_memory_than_a_quarter_of_them() {
+    let settings = |name: &str| (name == "JWT_SECRET_KEY").then(|| "a-key-for-tests-that-is-long-enough".into());
+    let limiter = Limiter::new(Config::load(settings).unwrap().limits, b"a secret of the test's own", None);
+    let now: DateTime<Utc> = "2026-11-23T12:00:00Z".parse().unwrap();
+    let address = |n: u32| IpAddr::from(Ipv4Addr::from_bits(0x0b00_0000 + n));
+    let mut kib = Vec::new();
+    for n in 0..1_000_000_u32 {
+        if n % 250_000 == 0 {
+            kib.push(memory_kib());
+        }
+        let at = now + Duration::microseconds(n.into());
+        limiter.count_call(None, address(n), at).unwrap();
+        // A failed login is two counts: of the address with the client, and of the client.
+        if n % 2 == 0 {
+            drop(limiter.reserve_login(EMAIL, address(n), at).await.unwrap());
+        }
+    }
+    kib.push(memory_kib());
+    let [before, .., last_but_one, last] = kib[..] else { panic!("{kib:?}") };
+    println!("KiB, each quarter of a million: {kib:?}");
+    assert!(last - before < 256 * 1024, "it took {} KiB", last - before);
+    assert!(last.saturating_sub(last_but_one) < 16 * 1024, "it goes on growing: {kib:?}");
+    // And whoever was there last still counts.
+    let mut more = 0;
+    while let Ok(attempt) = limiter.reserve_login(EMAIL, address(999_998), now + Duration::seconds(1)).await {
+        drop(attempt);
+        more += 1;
+    }
+    assert_eq!(more, 4);
+}
+
+/// What this process has in memory.
+fn memory_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }

@@ -13,7 +13,11 @@ use serde_json::{Value, json};
 
 use crate::{
     account::{update, verify},
-    harness::{Actor, Face, PASSWORD, actor::claims, everywhere, on_each_store, within_a_second},
+    grpc_web,
+    harness::{
+        Actor, Face, PASSWORD, Service, Store, actor::claims, everywhere, on_each_store, redis::PrivateRedis,
+        stores::setting, within_a_second,
+    },
     password_change::{self, NEW, change},
     role,
     session::{audit_trail, claim, login, me, refresh, refresh_token},
@@ -355,4 +359,145 @@ async fn a_changed_role_counts_on_every_replica_within_a_second() {
         replica.stop().await;
     })
     .await;
+}
+
+/// Line 20.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_brings_a_session_along_and_each_access_token_names_its_own() {
+    everywhere(async |service, face| {
+        let mut sessions = BTreeSet::new();
+        let user = service.user("user@example.com").await;
+        let known = claims(user.access_token.as_deref().unwrap())["sid"].clone();
+        for _ in 0..3 {
+            // Logged in already, and naming the session that it would like to have.
+            let mut fields = json!({ "email": "user@example.com", "password": PASSWORD });
+            if face == Face::Rest {
+                fields["sid"] = known.clone();
+                fields["session"] = known.clone();
+            }
+            let answer = user.call(face, "AuthService.Login", fields).await.expect(200);
+            for token in ["access_token", "refresh_token"] {
+                let sid = claim(&answer, token, "sid");
+                assert_ne!(json!(sid), known);
+                sessions.insert(sid);
+            }
+        }
+        assert_eq!(sessions.len(), 3, "one session for each login, and both tokens name it");
+        let rows = session::Entity::find().all(service.app.db.reader()).await.unwrap();
+        assert_eq!(rows.len(), 4);
+        assert!(sessions.iter().all(|sid| rows.iter().any(|row| row.id.to_string() == *sid)));
+    })
+    .await;
+}
+
+/// Line 21.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_ended_is_over_for_browsers_too_and_a_logout_of_theirs_for_all() {
+    on_each_store(async |service| {
+        let web = async |rpc: &str, token: &str| {
+            let reply = grpc_web::call(service, &format!("/identity.v1.{rpc}"), Some(token), &[], false).await;
+            reply.trailer("grpc-status").unwrap().to_owned()
+        };
+        service.user("user@example.com").await;
+        for by_web in [true, false] {
+            let user = service.login("user@example.com").await;
+            let token = user.access_token.clone().unwrap();
+            assert_eq!(web("ProfileService/GetMyProfile", &token).await, "0");
+            if by_web {
+                assert_eq!(web("AuthService/Logout", &token).await, "0");
+            } else {
+                user.call(Face::Rest, "AuthService.Logout", json!({})).await.expect(200);
+            }
+            assert_eq!(web("ProfileService/GetMyProfile", &token).await, "16");
+            for face in Face::ALL {
+                me(&user, face).await.expect(401);
+                refresh(&user, face, user.refresh_token.as_deref().unwrap()).await.expect(401);
+            }
+        }
+    })
+    .await;
+}
+
+/// Refreshes a session so many times, by `callers` at once each time, and looks whether all got the same successor. Returns
+/// the number of those who were answered.
+async fn storms(service: &Service, rounds: usize, callers: usize) -> usize {
+    let replica = service.replica().await;
+    let mut user = service.user("storm@example.com").await;
+    let mut answered = 0;
+    for round in 0..rounds {
+        let there = user.at(replica.address);
+        let spent = user.refresh_token.clone().unwrap();
+        let calls = (0..callers).map(|n| refresh([&user, &there][n % 2], Face::ALL[n / 2 % 2], &spent));
+        let answers: Vec<_> = join_all(calls).await.into_iter().map(|outcome| outcome.expect(200)).collect();
+        let successors: BTreeSet<_> = answers.iter().map(refresh_token).collect();
+        assert_eq!(successors.len(), 1, "round {round}: a fork");
+        let row = session::Entity::find().one(service.app.db.reader()).await.unwrap().unwrap();
+        let generation = i64::try_from(round).unwrap() + 2;
+        assert_eq!((row.generation, row.revoked_at), (generation, None), "round {round}");
+        answered += answers.len();
+        user.take_tokens(&answers[round % callers]);
+        me(&user.at(replica.address), Face::ALL[round % 2]).await.expect(200);
+    }
+    let trail = audit_trail(service).await;
+    assert!(trail.iter().all(|event| event.kind != "session.refresh_token_reused"), "taken for theft");
+    replica.stop().await;
+    answered
+}
+
+/// Line 22.
+#[tokio::test(flavor = "multi_thread")]
+async fn storm_after_storm_of_refreshes_never_forks_a_session() {
+    for store in Store::all() {
+        let service = Service::start_with(store, &[("RATE_LIMIT_API", "off")]).await;
+        assert_eq!(storms(&service, 8, 50).await, 400);
+        service.stop().await;
+    }
+}
+
+/// Line 22.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "scripts/refresh-storm runs it"]
+async fn as_many_storms_of_refreshes_as_were_asked_for() {
+    let rounds = setting("STORMS").map_or(1000, |rounds| rounds.parse().expect("a number"));
+    for store in Store::all() {
+        let service = Service::start_with(store, &[("RATE_LIMIT_API", "off")]).await;
+        let begun = std::time::Instant::now();
+        let answered = storms(&service, rounds, 50).await;
+        println!("{store:?}: {rounds} rounds, {answered} answers, no fork, in {:.1?}", begun.elapsed());
+        service.stop().await;
+    }
+}
+
+/// Lines 23, 24.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_ended_stays_ended_though_redis_forgets_everything_and_the_service_starts_anew() {
+    for (store, face) in Store::all().into_iter().zip(Face::ALL) {
+        let Some(mut redis) = PrivateRedis::start().await else { return };
+        let url = redis.url();
+        let service = Service::start_with(store, &[("REDIS_URL", url.as_str())]).await;
+        crate::redis::until_cache_is("ok", &service).await;
+        let live = service.user("user@example.com").await;
+        let [gone, robbed] = [service.login("user@example.com").await, service.login("user@example.com").await];
+        gone.call(face, "AuthService.Logout", json!({})).await.expect(200);
+        let first = robbed.refresh_token.clone().unwrap();
+        let second = refresh_token(&refresh(&robbed, face, &first).await.expect(200));
+        let next = refresh(&live, face, live.refresh_token.as_deref().unwrap()).await.expect(200);
+
+        redis.kill().await;
+        redis.restart().await;
+        let service = service.restart().await;
+        crate::redis::until_cache_is("ok", &service).await;
+        let at = |actor: &Actor| actor.at(service.address);
+        me(&at(&gone), face).await.expect(401);
+        refresh(&at(&gone), face, gone.refresh_token.as_deref().unwrap()).await.expect(401);
+        // What was just replaced is still known to be, and who comes late is still a thief.
+        let again = refresh(&at(&live), face, live.refresh_token.as_deref().unwrap()).await.expect(200);
+        assert_eq!(refresh_token(&again), refresh_token(&next));
+        service.clock.advance(Duration::seconds(11));
+        refresh(&at(&robbed), face, &first).await.expect(401);
+        refresh(&at(&robbed), face, &second).await.expect(401);
+        me(&at(&robbed), face).await.expect(401);
+        me(&at(&live), face).await.expect(200);
+        service.stop().await;
+    }
 }

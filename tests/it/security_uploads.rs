@@ -1,6 +1,8 @@
 //! Uploads, as an attacker makes them: pictures that are none, that grow, that remember.
 //! The lines are those of `docs/security.md`.
 
+use std::time::{Duration, Instant};
+
 use chrono::TimeDelta;
 use image::ImageFormat;
 use sea_orm::ConnectionTrait;
@@ -152,6 +154,99 @@ async fn a_picture_whose_change_failed_is_swept_once_it_is_old_enough() {
         assert_eq!(service.app.sweep_orphan_avatars().await.unwrap(), 1);
         assert_eq!(gallery.names(service).await, left);
         assert_eq!(get_picture(service, &named).await.status, 200);
+    })
+    .await;
+}
+
+/// So many mebibytes of zeroes, as zlib keeps them: one is compressed, the others are the same again.
+fn zeroes(mebibytes: usize) -> Vec<u8> {
+    let mut one = Vec::with_capacity(1 << 16);
+    let mut compress = flate2::Compress::new(flate2::Compression::best(), false);
+    compress.compress_vec(&vec![0; 1 << 20], &mut one, flate2::FlushCompress::Full).unwrap();
+    // Adler-32: the sum of the bytes and one, and the sum of these sums.
+    let sum = u32::try_from((mebibytes << 20) % 65_521).unwrap() << 16 | 1;
+    [&[0x78, 0xda], one.repeat(mebibytes).as_slice(), &[3, 0], &sum.to_be_bytes()].concat()
+}
+
+/// Line 47.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_half_a_megabyte_that_would_be_fourteen_gigabytes_is_refused_at_once() {
+    // What it claims is there: 60 000 × 60 000 pixels of four bytes, as far as half a megabyte goes.
+    let chunk = [&b"IDAT"[..], &zeroes(510)].concat();
+    let mut crc = flate2::Crc::new();
+    crc.update(&chunk);
+    let length = u32::try_from(chunk.len() - 4).unwrap().to_be_bytes();
+    let file =
+        [&bomb(60_000)[..33], &length, &chunk, &crc.sum().to_be_bytes(), b"\0\0\0\0IEND\xae\x42\x60\x82"].concat();
+    assert!((450_000..650_000).contains(&file.len()), "{}", file.len());
+    on_each_store(async |service| {
+        let user = service.user("user@example.com").await;
+        for face in Face::ALL {
+            let before = peak_memory_kib();
+            let mut quickest = Duration::MAX;
+            for _ in 0..3 {
+                let begun = Instant::now();
+                let told = upload(&user, face, file.clone()).await.expect_field(400, "avatar");
+                quickest = quickest.min(begun.elapsed());
+                assert_eq!(told, ["Ensure this image is no larger than 4096 × 4096 pixels."]);
+            }
+            assert!(quickest < Duration::from_millis(100), "{face:?}: {quickest:?}");
+            let more = peak_memory_kib() - before;
+            assert!(more < 32 * 1024, "{face:?}: it took {more} KiB");
+        }
+    })
+    .await;
+}
+
+/// A GIF of so many pictures of the largest size.
+fn animation(pictures: usize) -> Vec<u8> {
+    let mut one = encoded(&picture(4096, 4096), ImageFormat::Gif);
+    // A head, which may hold a table of colours, the picture, and a last byte.
+    assert_eq!(one.pop(), Some(b';'));
+    let colours = if one[10] & 0x80 == 0 { 0 } else { 3 << (1 + usize::from(one[10] & 7)) };
+    let (head, picture) = one.split_at(13 + colours);
+    [head, &picture.repeat(pictures), b";"].concat()
+}
+
+/// Lines 44, 47.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_an_animation_of_fourteen_gigabytes_no_more_than_the_first_picture_is_decoded() {
+    // 67 MB each, once decoded.
+    let file = animation(210);
+    assert!(file.len() < 5 << 20, "{}", file.len());
+    let service = Service::start(Store::all()[0]).await;
+    let user = service.user("user@example.com").await;
+    for face in Face::ALL {
+        // What was needed to make the file is forgotten.
+        std::fs::write("/proc/self/clear_refs", "5").unwrap();
+        let before = peak_memory_kib();
+        let profile = upload(&user, face, file.clone()).await.expect(200);
+        let more = peak_memory_kib() - before;
+        assert!(more < 300 * 1024, "{face:?}: it took {more} KiB");
+        let (response, _) = served(&service, &profile).await;
+        assert_eq!(response.headers()["content-type"], "image/jpeg");
+    }
+    service.stop().await;
+}
+
+/// Line 46.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_picture_is_served_so_that_no_browser_takes_it_for_anything_else() {
+    in_every_gallery(async |_, service, face| {
+        let user = service.user("user@example.com").await;
+        // A picture to the decoder, and a page to whoever guesses.
+        let mut file = encoded(&picture(30, 30), ImageFormat::Gif);
+        file.extend(b"<html><script>alert(document.domain)</script></html>");
+        let profile = upload(&user, face, file).await.expect(200);
+        let (response, url) = served(service, &profile).await;
+        for (header, value) in
+            [("x-content-type-options", "nosniff"), ("content-security-policy", "default-src 'none'; sandbox")]
+        {
+            assert_eq!(response.headers()[header], value, "{url}");
+        }
+        assert!(["image/jpeg", "image/png"].contains(&response.headers()["content-type"].to_str().unwrap()));
+        let bytes = response.bytes().await.unwrap();
+        assert!(!bytes.windows(7).any(|part| part == b"<script"), "what came is not what is kept");
     })
     .await;
 }

@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::Actor;
+use super::{Actor, stores::setting};
 
 /// How long anything may take that takes no time to speak of, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -109,7 +109,7 @@ impl Installation {
 
     /// The same, with a text on standard input.
     pub async fn run_with_input(&self, arguments: &[&str], input: &str) -> Ended {
-        let mut command = self.command(env!("CARGO_BIN_EXE_identity"));
+        let mut command = self.command(&program());
         command.args(arguments);
         run(command, input).await
     }
@@ -118,7 +118,7 @@ impl Installation {
     pub async fn serve(&self) -> Serving<'_> {
         let stderr = File::options().create(true).append(true).open(self.log()).expect("a file for the log");
         let stderr = self.log.as_ref().map_or(stderr, |log| log.try_clone().expect("a file is open"));
-        let program = env!("CARGO_BIN_EXE_identity").to_owned();
+        let program = program();
         let words: Vec<_> = self.starter.iter().chain([&program]).collect();
         let mut child = self
             .command(words[0])
@@ -143,6 +143,11 @@ impl Installation {
         serving.greeting = greeting;
         serving
     }
+}
+
+/// The program: the one that was built with the tests, or, in `TEST_PROGRAM`, another build of the same.
+fn program() -> String {
+    setting("TEST_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_identity").to_owned())
 }
 
 /// Hands on what it says, up to the last line of the greeting or up to its end; then goes on reading, so that it never
