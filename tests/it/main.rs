@@ -57,7 +57,6 @@ mod rest_parity;
 mod revocations;
 mod role;
 mod schemathesis;
-mod security;
 mod security_accounts;
 mod security_audit;
 mod security_authorization;
