@@ -1,5 +1,7 @@
 //! The log: for people on a terminal, as JSON otherwise. And traces, where there is a collector to send them to.
 
+mod lines;
+
 use std::{
     io::IsTerminal,
     sync::{
@@ -9,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use lines::{JsonLines, TextFields};
 use opentelemetry::{
     Context, KeyValue,
     trace::{Link, SpanKind, TraceId, TracerProvider},
@@ -86,9 +89,10 @@ fn lines(log: &Log) -> Box<dyn Layer<Registry> + Send + Sync> {
     // What can't be logged, where the disk is full, is lost: to say so on standard error would be a panic there.
     let lines = fmt::layer().with_writer(std::io::stderr).with_target(false).log_internal_errors(false);
     if as_json {
+        let lines = lines.with_writer(JsonLines(std::io::stderr));
         lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
     } else {
-        lines.with_ansi(on_terminal).boxed()
+        lines.fmt_fields(TextFields).with_ansi(on_terminal).boxed()
     }
 }
 

@@ -160,7 +160,9 @@ impl<L: Fn(&str) -> Option<String>> Reader<L> {
         match parse(&text) {
             Ok(value) => Some((text, value)),
             Err(Wrong(wrong)) => {
-                let wrong = if variable.shown == Shown::Plain {
+                // A URL with a user, or with parameters, may well hold a secret, though it has no place for one.
+                let may_hold_a_secret = text.contains("://") && text.contains(['@', '?']);
+                let wrong = if variable.shown == Shown::Plain && !may_hold_a_secret {
                     format!("{text:?} {wrong}")
                 } else {
                     format!("the value {wrong}")
