@@ -96,6 +96,10 @@ impl UserService for Stub {
     async fn delete_user(&self, _: tonic::Request<pb::DeleteUserRequest>) -> Answer<()> {
         Err(Status::unimplemented(""))
     }
+
+    async fn export_user(&self, _: tonic::Request<pb::ExportUserRequest>) -> Answer<pb::UserExport> {
+        Err(Status::unimplemented(""))
+    }
 }
 
 #[derive(serde::Deserialize)]
@@ -187,7 +191,11 @@ fn transcode(criterion: &mut Criterion) {
         .with_state((Arc::new(Stub), gate));
     let request = |path: &str| {
         let bearer = format!("Bearer {token}");
-        http::Request::get(path).header(header::AUTHORIZATION, bearer).body(Body::empty()).unwrap()
+        http::Request::get(path)
+            .header(header::HOST, "localhost")
+            .header(header::AUTHORIZATION, bearer)
+            .body(Body::empty())
+            .unwrap()
     };
     for (name, path) in
         [("one user", "/api/users/1/"), ("a list of 20", "/api/users/?page=1&page_size=20&search=john&role=freelancer")]

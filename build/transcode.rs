@@ -23,6 +23,7 @@ pub fn policies(contract: &Contract) -> Result<String> {
         writeln!(out, "    limit: Limit::{},", policy.limit)?;
         writeln!(out, "    deadline: Duration::from_millis({}),", policy.deadline_ms)?;
         writeln!(out, "    max_request_bytes: {},", policy.max_request_bytes)?;
+        writeln!(out, "    is_probe: false,")?;
         writeln!(out, "}};\n")?;
     }
     writeln!(out, "/// The policy of the rpc that is called at `path`.")?;

@@ -20,6 +20,9 @@ pub enum Error {
     /// Another group has the name.
     #[error("the group's name is taken")]
     GroupNameTaken,
+    /// The call is not for us, or did not come as calls must.
+    #[error("misdirected: {0:?}")]
+    Misdirected(Misdirection),
     #[error("unauthenticated: {0:?}")]
     Unauthenticated(AuthFailure),
     #[error("permission denied: {0:?}")]
@@ -45,6 +48,17 @@ pub enum Error {
     Internal(#[source] Cause),
 }
 
+/// Why a call is nobody's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Misdirection {
+    /// It names no host, several, or what is none.
+    UnclearHost,
+    /// It names a host that is not among `ALLOWED_HOSTS`.
+    ForeignHost,
+    /// It came in the clear.
+    Insecure,
+}
+
 /// Why a caller could not be told apart from anyone else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthFailure {
@@ -68,6 +82,8 @@ pub enum Denial {
     Role,
     /// The caller may do it once the e-mail address is verified.
     EmailNotVerified,
+    /// The caller's browser may have been made to ask by a page that isn't ours.
+    ForeignPage,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

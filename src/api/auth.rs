@@ -2,12 +2,16 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{Api, new_account, owned, parse, parse_as_user};
+use super::{
+    Api,
+    cookies::{self, Tokens},
+    new_account, owned, parse, parse_as_user,
+};
 use crate::{
     domain::{user::EmailAddress, verification::Code},
     entity::user,
     error::FieldErrors,
-    model::{password::Password, role::Roles},
+    model::{password::Password, role::Roles, token::TokenPair},
     pb::{self, auth_service_server::AuthService},
 };
 
@@ -18,7 +22,8 @@ impl AuthService for Api {
             new_account(new.email, new.password, [new.first_name, new.last_name], errors)
         })?;
         let done = self.app.register(call, new).await?;
-        Ok(Response::new(pb::RegisterResponse {
+        let issued = issued(&done.tokens);
+        let reply = pb::RegisterResponse {
             id: done.user.id,
             email: done.user.email.clone(),
             first_name: done.user.first_name.clone(),
@@ -26,7 +31,8 @@ impl AuthService for Api {
             access_token: done.tokens.access,
             refresh_token: done.tokens.refresh,
             user: Some(summary(done.user)),
-        }))
+        };
+        Ok(with_tokens(reply, issued))
     }
 
     async fn login(&self, request: Request<pb::LoginRequest>) -> Result<Response<pb::LoginResponse>, Status> {
@@ -38,27 +44,34 @@ impl AuthService for Api {
             Some((email?, password?))
         })?;
         let done = self.app.login(call, email, password).await?;
-        Ok(Response::new(pb::LoginResponse {
+        let issued = issued(&done.tokens);
+        let reply = pb::LoginResponse {
             access_token: done.tokens.access,
             refresh_token: done.tokens.refresh,
             user: Some(summary(done.user)),
-        }))
+        };
+        Ok(with_tokens(reply, issued))
     }
 
     async fn refresh_token(
         &self,
-        request: Request<pb::RefreshTokenRequest>,
+        mut request: Request<pb::RefreshTokenRequest>,
     ) -> Result<Response<pb::RefreshTokenResponse>, Status> {
+        if request.get_ref().refresh_token.is_none() {
+            request.get_mut().refresh_token = cookies::refresh_token(request.extensions())?;
+        }
         let (call, token) =
             parse(request, |refresh, errors| required_token("refresh_token", refresh.refresh_token, errors))?;
         let tokens = self.app.refresh(call, &token).await?;
-        Ok(Response::new(pb::RefreshTokenResponse { access_token: tokens.access, refresh_token: tokens.refresh }))
+        let issued = issued(&tokens);
+        let reply = pb::RefreshTokenResponse { access_token: tokens.access, refresh_token: tokens.refresh };
+        Ok(with_tokens(reply, issued))
     }
 
     async fn logout(&self, request: Request<pb::LogoutRequest>) -> Result<Response<pb::LogoutResponse>, Status> {
         let (call, caller, ()) = parse_as_user(request, |_, _| Some(()))?;
         self.app.logout(call, caller).await?;
-        Ok(Response::new(pb::LogoutResponse { message: "Successfully logged out".into() }))
+        Ok(with_tokens(pb::LogoutResponse { message: "Successfully logged out".into() }, Tokens::Gone))
     }
 
     async fn send_verification(
@@ -116,6 +129,18 @@ impl AuthService for Api {
         self.app.change_password(call, caller, old, new).await?;
         Ok(Response::new(pb::ChangePasswordResponse { message: "Password changed successfully".into() }))
     }
+}
+
+/// For those who keep them in cookies.
+fn issued(tokens: &TokenPair) -> Tokens {
+    Tokens::Issued { access: tokens.access.clone(), refresh: tokens.refresh.clone() }
+}
+
+/// The reply, and what it means for cookies.
+fn with_tokens<T>(reply: T, tokens: Tokens) -> Response<T> {
+    let mut response = Response::new(reply);
+    response.extensions_mut().insert(tokens);
+    response
 }
 
 fn required_token(field: &'static str, token: Option<String>, errors: &mut FieldErrors) -> Option<String> {

@@ -1,12 +1,14 @@
 //! What every call passes on its way in and out, on every face. The order stands here, once:
 //!
 //! 1. request id: first, so that whatever happens next can be found in the log;
-//! 2. caller: the token, held against the sessions that were ended;
-//! 3. limits: after the caller, since a user's calls are counted by user; a refused token counts against its client;
-//! 4. access: after the limits, so that guessing is counted;
-//! 5. uploads: what turns out to be large waits for its turn, once it may come in at all;
-//! 6. deadline and panics: around all of the above and the handler, whose own changes run on in a task of theirs;
-//! 7. one line in the log, with the cause of a fault, and the metrics: last, so that they know how the call ended.
+//! 2. host, and HTTPS: what is not meant for us is nobody's call; probes, who ask by address and in the clear, are let by;
+//! 3. caller: the token, held against the sessions that were ended; from a cookie only if a page of ours sends it;
+//! 4. limits: after the caller, since a user's calls are counted by user; a refused token counts against its client;
+//! 5. access: after the limits, so that guessing is counted;
+//! 6. uploads: what turns out to be large waits for its turn, once it may come in at all;
+//! 7. deadline and panics: around all of the above and the handler, whose own changes run on in a task of theirs;
+//! 8. cookies, and what browsers are told with each answer;
+//! 9. one line in the log, with the cause of a fault, and the metrics: last, so that they know how the call ended.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -31,11 +33,15 @@ use tokio::time::Instant;
 use tonic::Status;
 use tracing::Instrument;
 
-use super::{policies, status};
+use super::{
+    browser::Browsers,
+    cookies::{Cookies, Use},
+    hosts, policies, status,
+};
 use crate::{
     app::App,
     domain::caller::{Call, Caller, RequestId},
-    error::{AuthFailure, Chain, Denial, Error, Result},
+    error::{AuthFailure, Chain, Denial, Error, Misdirection, Result},
     metrics::{CallUnderWay, Code},
     places::{Place, Places},
     trace::CallSpan,
@@ -73,12 +79,26 @@ pub struct Policy {
     /// The longest that a call may take.
     pub deadline: Duration,
     pub max_request_bytes: usize,
+    /// Machines ask it all the time, by address and in the clear.
+    pub is_probe: bool,
 }
 
 impl Policy {
     /// For what is no rpc of the contract: health, reflection, documentation, unknown paths.
     pub const fn open(name: &'static str, limit: Limit) -> Self {
-        Self { rpc: name, access: Access::Anyone, limit, deadline: Duration::from_secs(15), max_request_bytes: 65_536 }
+        Self {
+            rpc: name,
+            access: Access::Anyone,
+            limit,
+            deadline: Duration::from_secs(15),
+            max_request_bytes: 65_536,
+            is_probe: false,
+        }
+    }
+
+    /// For what tells orchestrators and the like how the service is. Nothing counts it.
+    pub const fn probe(name: &'static str) -> Self {
+        Self { is_probe: true, ..Self::open(name, Limit::None) }
     }
 }
 
@@ -110,9 +130,14 @@ pub struct Peer {
     pub is_tls: bool,
 }
 
+/// Marks a call that came as gRPC-Web, from a browser then: behind the layer that translates it, it looks as any of gRPC.
+#[derive(Clone)]
+struct FromWeb;
+
 #[derive(Clone)]
 pub struct Gate {
     app: Arc<App>,
+    browsers: Arc<Browsers>,
     /// Large requests that may be in memory at once.
     uploads: Places,
     /// Of a proxy that is not trusted; once is enough.
@@ -139,7 +164,8 @@ const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 impl Gate {
     pub fn new(app: Arc<App>) -> Self {
-        Self { app, uploads: Places::new(MAX_UPLOADS, MAX_UPLOADS_OF_ONE), warned: Arc::default() }
+        let browsers = Arc::new(Browsers::new(&app.config));
+        Self { app, browsers, uploads: Places::new(MAX_UPLOADS, MAX_UPLOADS_OF_ONE), warned: Arc::default() }
     }
 
     /// Lets a call in, runs `handler`, and lets its answer out.
@@ -150,33 +176,41 @@ impl Gate {
     {
         let started = Instant::now();
         let request_id = RequestId::given_or_new(request.headers().get(X_REQUEST_ID));
-        let is_probe = policy.limit == Limit::None;
-        let call_span = CallSpan::begin(policy.rpc, request_id.as_str(), request.headers(), is_probe);
+        let call_span = CallSpan::begin(policy.rpc, request_id.as_str(), request.headers(), policy.is_probe);
         let span = call_span.span.clone();
         async move {
-            let client = self.client(&request);
+            let (client, is_secure) = (self.client(&request), self.is_secure(&request));
+            let mut cookies = None;
             let under_way = self.app.metrics.calls.begin(policy.rpc, face.name());
             let mut line =
                 LogLine { face, policy, client, user_id: None, started, under_way, call_span, is_written: false };
             let deadline = deadline(face, policy, request.headers());
             let answered = async {
-                let caller = match self.admit(policy, request.headers(), client).await {
-                    Ok(caller) => caller,
-                    Err(error) => {
-                        discard_body(request).await;
-                        return refuse(face, error);
+                let admitted = match self.direct(policy, &request, is_secure) {
+                    Ok(host) => {
+                        cookies = self.cookies(face, policy, &request, host.as_ref(), is_secure);
+                        let caller = self.admit(policy, request.headers(), client, cookies.as_ref()).await;
+                        caller.map(|caller| (host, caller))
                     }
+                    Err(error) => Err(error),
+                };
+                let (host, caller) = match admitted {
+                    Ok(admitted) => admitted,
+                    Err(error) => return self.turn_away(face, request, error).await,
                 };
                 line.user_id = caller.as_ref().map(|caller| caller.user_id);
                 let call = Call {
                     request_id: request_id.clone(),
                     client,
                     user_agent: request.headers().get(header::USER_AGENT).cloned(),
-                    authority: authority(&request),
-                    is_secure: self.is_secure(&request),
+                    authority: host,
+                    is_secure,
                     caller,
                 };
                 request.extensions_mut().insert(Arc::new(call));
+                if let Some(cookies) = &cookies {
+                    request.extensions_mut().insert(cookies.clone());
+                }
                 // Its turn comes within the deadline or never, and whoever sends slowly loses the place with it.
                 let place = Arc::new(OnceLock::new());
                 if policy.max_request_bytes > SMALL_REQUEST_BYTES {
@@ -195,6 +229,10 @@ impl Gate {
                 Err(_elapsed) => refuse(face, Error::DeadlineExceeded),
             };
             response.headers_mut().insert(X_REQUEST_ID, request_id.into_header());
+            if let Some(cookies) = &cookies {
+                cookies.settle(&mut response, &self.app.config.jwt);
+            }
+            self.browsers.tell(response.headers_mut(), is_secure);
             line.write(&response);
             response
         }
@@ -202,13 +240,36 @@ impl Gate {
         .await
     }
 
+    /// The host that the call names, if it is meant for us and comes as it must.
+    fn direct(&self, policy: &Policy, request: &Request, is_secure: bool) -> Result<Option<HeaderValue>> {
+        let host = hosts::named(request, &self.app.config, policy.is_probe)?;
+        if self.app.config.http.ssl_redirect && !is_secure && !policy.is_probe {
+            return Err(Error::Misdirected(Misdirection::Insecure));
+        }
+        Ok(host)
+    }
+
+    /// A refusal, or the way to HTTPS.
+    async fn turn_away(&self, face: Face, request: Request, error: Error) -> Response {
+        let is_insecure = matches!(error, Error::Misdirected(Misdirection::Insecure));
+        let redirect = (face == Face::Rest && is_insecure).then(|| hosts::redirect(&request, &self.app.config));
+        discard_body(request).await;
+        redirect.flatten().unwrap_or_else(|| refuse(face, error))
+    }
+
     /// The caller, where the rpc asks for one, once limits and access allow the call.
-    async fn admit(&self, policy: &Policy, headers: &HeaderMap, client: IpAddr) -> Result<Option<Caller>> {
+    async fn admit(
+        &self,
+        policy: &Policy,
+        headers: &HeaderMap,
+        client: IpAddr,
+        cookies: Option<&Cookies>,
+    ) -> Result<Option<Caller>> {
         let caller = match policy.access {
             Access::Anyone => Ok(None),
-            Access::User | Access::Admin => match bearer(headers) {
+            Access::User | Access::Admin => match token(headers, cookies) {
                 Ok(token) => self.app.caller(token).await.map(Some),
-                Err(failure) => Err(Error::Unauthenticated(failure)),
+                Err(error) => Err(error),
             },
         };
         if policy.limit == Limit::Api {
@@ -223,6 +284,29 @@ impl Gate {
             (Access::Admin, Some(_)) => Err(Error::PermissionDenied(Denial::Role)),
             (_, None) => Err(Error::Unauthenticated(AuthFailure::NoToken)),
         }
+    }
+
+    /// What the call says of cookies, where they are in use and it comes from where browsers call.
+    fn cookies(
+        &self,
+        face: Face,
+        policy: &Policy,
+        request: &Request,
+        host: Option<&HeaderValue>,
+        is_secure: bool,
+    ) -> Option<Cookies> {
+        let is_web = face == Face::Rest || request.extensions().get::<FromWeb>().is_some();
+        if !self.app.config.accounts.cookies || !is_web {
+            return None;
+        }
+        let headers = request.headers();
+        let used = match policy.access {
+            Access::Anyone if policy.rpc == policies::AUTH_SERVICE_REFRESH_TOKEN.rpc => Use::Refresh,
+            Access::User | Access::Admin if !headers.contains_key(header::AUTHORIZATION) => Use::Access,
+            _ => Use::None,
+        };
+        let page = self.browsers.page(headers, host, is_secure);
+        Some(Cookies::of(request.method(), headers, used, page))
     }
 
     /// The peer's address; where the peer is a trusted proxy, the nearest address in front of it that is none.
@@ -253,11 +337,12 @@ impl Gate {
         nearest
     }
 
-    /// The caller reached us, or the proxy in front of us, over TLS.
+    /// The caller reached us over TLS, or the proxy in front of us, whose word counts for more: it may speak TLS with us alone.
     fn is_secure(&self, request: &Request) -> bool {
-        request.extensions().get::<Peer>().is_some_and(|peer| peer.is_tls)
-            || self.app.config.trusts_proxy(peer(request))
-                && request.headers().get(X_FORWARDED_PROTO).is_some_and(|proto| proto == "https")
+        match request.headers().get(X_FORWARDED_PROTO) {
+            Some(proto) if self.app.config.trusts_proxy(peer(request)) => proto == "https",
+            _ => request.extensions().get::<Peer>().is_some_and(|peer| peer.is_tls),
+        }
     }
 }
 
@@ -269,7 +354,7 @@ pub fn peer(request: &Request) -> IpAddr {
 
 /// The gate of the gRPC services, as a layer around all of them.
 pub async fn grpc(State(gate): State<Gate>, request: Request, next: Next) -> Response {
-    static HEALTH: Policy = Policy::open("grpc.health", Limit::None);
+    static HEALTH: Policy = Policy::probe("grpc.health");
     static REFLECTION: Policy = Policy::open("grpc.reflection", Limit::Api);
     let path = request.uri().path();
     match policies::by_path(path) {
@@ -285,7 +370,7 @@ pub async fn grpc(State(gate): State<Gate>, request: Request, next: Next) -> Res
         // These speak for themselves.
         None => {
             let policy = if path.starts_with("/grpc.health.") { &HEALTH } else { &REFLECTION };
-            let handler = |request| async { status::own_words_on_faults(next.run(request).await) };
+            let handler = |request| async { status::own_words_of_others(next.run(request).await) };
             gate.pass(Face::Grpc, policy, request, handler).await
         }
     }
@@ -293,11 +378,14 @@ pub async fn grpc(State(gate): State<Gate>, request: Request, next: Next) -> Res
 
 /// Turns away what is neither gRPC over HTTP/2 nor gRPC-Web, with an id and a line in the log as for any other call: the
 /// layer that translates gRPC-Web would drop it without a word.
-pub async fn grpc_only(State(gate): State<Gate>, request: Request, next: Next) -> Response {
+pub async fn grpc_only(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
     let content_type = request.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     let is_web = content_type.starts_with(b"application/grpc-web");
     let is_native = content_type.starts_with(b"application/grpc") && request.version() == Version::HTTP_2;
     if request.method() == Method::POST && (is_web || is_native) {
+        if is_web {
+            request.extensions_mut().insert(FromWeb);
+        }
         return next.run(request).await;
     }
     let error = "Unsupported media type: this is a path of gRPC over HTTP/2, and of gRPC-Web";
@@ -313,20 +401,20 @@ pub fn refuse(face: Face, error: Error) -> Response {
     }
 }
 
+/// The token to let a call in by: that of a cookie is there only where no `authorization` came.
+fn token<'a>(headers: &'a HeaderMap, cookies: Option<&'a Cookies>) -> Result<&'a str> {
+    match cookies.map(Cookies::token).transpose()?.flatten() {
+        Some(token) => Ok(token),
+        None => bearer(headers).map_err(Error::Unauthenticated),
+    }
+}
+
 /// The token of the one `authorization` that may come with a call.
 fn bearer(headers: &HeaderMap) -> Result<&str, AuthFailure> {
     let mut entries = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(entry), None) = (entries.next(), entries.next()) else { return Err(AuthFailure::NoToken) };
     let (scheme, token) = entry.to_str().ok().and_then(|v| v.split_once(' ')).ok_or(AuthFailure::BadToken)?;
     if scheme.eq_ignore_ascii_case("bearer") { Ok(token.trim()) } else { Err(AuthFailure::NoToken) }
-}
-
-/// Where the caller reached us, for links: HTTP/2's `:authority`, or `Host`.
-fn authority(request: &Request) -> Option<HeaderValue> {
-    match request.uri().authority() {
-        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
-        None => request.headers().get(header::HOST).cloned(),
-    }
 }
 
 /// The rpc's deadline, or the caller's where that is shorter.
@@ -419,7 +507,7 @@ impl LogLine {
             let cause = status.and_then(std::error::Error::source).map(Chain);
             let cause = cause.map(tracing::field::display);
             tracing::error!(?face, ?outcome, took_us, %client, user_id, cause, "call failed");
-        } else if policy.limit == Limit::None {
+        } else if policy.is_probe {
             // Asked all the time by machines: worth a line only to whoever looks for it.
             tracing::debug!(?face, ?outcome, took_us, %client, "call");
         } else {

@@ -12,7 +12,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use super::{
     Api,
-    gate::{Face, Gate, Limit, Policy},
+    gate::{Face, Gate, Policy},
 };
 use crate::{
     app::App,
@@ -24,9 +24,9 @@ use crate::{
     },
 };
 
-static HEALTH: Policy = Policy::open("Health", Limit::None);
-static LIVE: Policy = Policy::open("Live", Limit::None);
-static READY: Policy = Policy::open("Ready", Limit::None);
+static HEALTH: Policy = Policy::probe("Health");
+static LIVE: Policy = Policy::probe("Live");
+static READY: Policy = Policy::probe("Ready");
 
 /// The database gets this long to answer.
 const DATABASE_TIMEOUT: Duration = Duration::from_millis(1500);

@@ -20,6 +20,9 @@ use crate::{
 
 static MEDIA: Policy = Policy::open("Media", Limit::Api);
 
+/// A picture of a stranger's, should a browser take it for anything else.
+const POLICY: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; sandbox");
+
 pub fn routes(app: &Arc<App>, gate: &Gate) -> Router {
     let (app, gate) = (Arc::clone(app), gate.clone());
     let serve = async move |name: Result<Path<String>, PathRejection>, request: Request| {
@@ -55,7 +58,6 @@ fn picture(avatar: Avatar, seen: Option<&HeaderValue>) -> Response {
         headers.insert(header::ETAG, tag);
     }
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=31536000, immutable"));
-    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::CONTENT_SECURITY_POLICY, POLICY);
     response
 }

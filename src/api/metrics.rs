@@ -3,14 +3,14 @@
 use axum::{body::Body, extract::Request, response::Response};
 use http::{HeaderValue, Method, header};
 
-use super::gate::{self, Face, Gate, Limit, Policy, refuse};
+use super::gate::{self, Face, Gate, Policy, refuse};
 use crate::{
     app::App,
     error::{Cause, Error},
     metrics::whole,
 };
 
-static METRICS: Policy = Policy::open("Metrics", Limit::None);
+static METRICS: Policy = Policy::probe("Metrics");
 
 const CONTENT_TYPE: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");

@@ -2,10 +2,14 @@
 
 mod audit;
 mod auth;
+mod browser;
+mod cookies;
+mod cors;
 mod docs;
 mod export;
 pub mod gate;
 pub mod health;
+mod hosts;
 mod jwks;
 mod media;
 mod metrics;

@@ -79,7 +79,12 @@ impl<S> Rest<S> {
                     Err(refusal) => return refusal.into_response(),
                 };
                 match handler(service, request).await {
-                    Ok(reply) => answer(route.status, reply.get_ref()),
+                    Ok(reply) => {
+                        let (_, message, extensions) = reply.into_parts();
+                        let mut response = answer(route.status, &message);
+                        response.extensions_mut().extend(extensions);
+                        response
+                    }
                     Err(status) => status::to_http(&status),
                 }
             })

@@ -10,7 +10,7 @@ use tonic_health::server::HealthReporter;
 use tonic_web::GrpcWebLayer;
 
 use super::{
-    Api, docs,
+    Api, cors, docs,
     gate::{self, Face, Gate, UNKNOWN},
     health, jwks, media, metrics, policies,
     rest::Rest,
@@ -52,7 +52,8 @@ pub async fn router(app: &Arc<App>, stop: &CancellationToken) -> Result<(Router,
         let refuse = |_| async { status::plain(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed", None) };
         async move { gate.pass(Face::Rest, &UNKNOWN, request, refuse).await }
     };
-    let app = Arc::clone(app);
+    let (app, outer) = (Arc::clone(app), gate.clone());
+    let cors = cors::rules(&app.config);
     let unknown = move |request: Request| {
         let (app, gate) = (Arc::clone(&app), gate.clone());
         async move {
@@ -63,7 +64,12 @@ pub async fn router(app: &Arc<App>, stop: &CancellationToken) -> Result<(Router,
             }
         }
     };
-    Ok((grpc.merge(rest).method_not_allowed_fallback(not_allowed).fallback(unknown), reporter))
+    let router = grpc.merge(rest).method_not_allowed_fallback(not_allowed).fallback(unknown);
+    let router = match cors {
+        Some(rules) => router.layer(middleware::from_fn_with_state((rules, outer), cors::apply)),
+        None => router,
+    };
+    Ok((router, reporter))
 }
 
 /// The gRPC services: gRPC-Web is translated outside of the gate, so that the gate sees one kind of call.

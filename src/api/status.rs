@@ -14,7 +14,7 @@ use serde::{Serialize, Serializer};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use crate::error::{AuthFailure, Conflict, Denial, Dependency, Error, FieldErrors, Resource};
+use crate::error::{AuthFailure, Conflict, Denial, Dependency, Error, FieldErrors, Misdirection, Resource};
 
 /// The domain of every `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "identity.v1";
@@ -64,6 +64,23 @@ fn tell(error: &Error) -> Told<'_> {
                 "A group with this name already exists.",
             )
         },
+        Error::Misdirected(misdirection) => {
+            let (code, reason, error, detail) = match misdirection {
+                Misdirection::UnclearHost => (
+                    Code::InvalidArgument,
+                    "HOST_UNCLEAR",
+                    "Malformed request",
+                    "Name one host, and the same everywhere",
+                ),
+                Misdirection::ForeignHost => {
+                    (Code::InvalidArgument, "HOST_NOT_ALLOWED", "Unknown host", "The service doesn't go by this name")
+                }
+                Misdirection::Insecure => {
+                    (Code::FailedPrecondition, "TLS_REQUIRED", "Insecure connection", "Call the service over TLS")
+                }
+            };
+            Told { detail: Some(detail), ..told(code, StatusCode::BAD_REQUEST, reason, error) }
+        }
         Error::Unauthenticated(failure) => {
             let (reason, error, detail) = match failure {
                 AuthFailure::NoToken => {
@@ -86,6 +103,9 @@ fn tell(error: &Error) -> Told<'_> {
             let (reason, detail) = match denial {
                 Denial::Role => ("PERMISSION_DENIED", None),
                 Denial::EmailNotVerified => ("EMAIL_NOT_VERIFIED", Some("Verify your email address first")),
+                Denial::ForeignPage => {
+                    ("ORIGIN_NOT_ALLOWED", Some("With a cookie, the Origin must be one that may call the service"))
+                }
             };
             let error = "You don't have permission to perform this action";
             Told { detail, ..told(Code::PermissionDenied, StatusCode::FORBIDDEN, reason, error) }
@@ -285,10 +305,14 @@ pub fn own_words(response: Response) -> Response {
     }
 }
 
-/// As [`own_words`], for services that are not ours and say `NOT_FOUND` and the like for themselves.
-pub fn own_words_on_faults(response: Response) -> Response {
-    let is_fault = response.extensions().get::<Status>().is_some_and(|status| is_fault(status.code()));
-    if is_fault { own_words(response) } else { response }
+/// As [`own_words`], for health and reflection, which know services that there are not, and say so in words of theirs.
+pub fn own_words_of_others(response: Response) -> Response {
+    match response.extensions().get::<Status>().map(Status::code) {
+        Some(Code::NotFound) => {
+            edge_status(Code::NotFound, "SERVICE_NOT_FOUND", "There is no such service").into_http()
+        }
+        _ => own_words(response),
+    }
 }
 
 /// The request was longer than its rpc allows.

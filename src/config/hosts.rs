@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 
 use super::parse::{self, Wrong};
 
-/// The host names that links in answers may lead to, by Django's rules. Calls to others are not refused yet.
+/// The host names that the service goes by, by Django's rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AllowedHosts {
     Any,

@@ -57,14 +57,7 @@ use crate::jws::{self, Algorithm, Flaw, KeySet};
 
 /// Variables that are checked and kept, but not acted upon yet. Setting one to something that matters is a warning: an
 /// operator mustn't believe that it works.
-pub const NOT_YET: &[&str] = &[
-    "AUTH_COOKIES",
-    "CORS_ALLOWED_ORIGINS",
-    "GRPC_ADDR",
-    "SECURE_HSTS_INCLUDE_SUBDOMAINS",
-    "SECURE_HSTS_SECONDS",
-    "SECURE_SSL_REDIRECT",
-];
+pub const NOT_YET: &[&str] = &["GRPC_ADDR"];
 
 /// The configuration in force. Its `Debug` shows no secret.
 #[derive(Debug, Clone)]
@@ -266,6 +259,12 @@ impl Config {
         let superuser_password = r.secret(&variables::SUPERUSER_PASSWORD);
         if postgres && !debug && http.allowed_hosts == AllowedHosts::Any && server.public_url.is_none() {
             r.warn("neither ALLOWED_HOSTS nor PUBLIC_URL is set: links in answers name whatever host the client names");
+        }
+        if http.ssl_redirect && limits.trusted_proxies.is_empty() {
+            r.warn(
+                "SECURE_SSL_REDIRECT is true, and TRUSTED_PROXIES names no proxy that could say that it speaks TLS: whoever \
+                 comes is sent away",
+            );
         }
 
         if !reader.mistakes.is_empty() {

@@ -167,7 +167,7 @@ variables! {
         NOTIFICATION_SERVICE_URL => "none: no events", "an http or https URL, like http://notification-service:8001", Plain;
     }
     "Accounts" {
-        /// Whether login sets cookies, too.
+        /// Whether tokens are given in cookies, too, and taken from them.
         AUTH_COOKIES = "false", "true or false", Plain;
         /// What the login of an unknown address answers: 404 as documented, or with `strict` the 401 of a wrong password.
         AUTH_PRIVACY = "documented", "documented or strict", Plain;
@@ -226,11 +226,11 @@ variables! {
         TRUSTED_PROXIES => "none", "a list of addresses and networks, like 10.0.0.0/8,192.168.1.7", Plain;
     }
     "HTTP" {
-        /// The host names that links in answers may lead to. Calls to other hosts are not refused yet.
+        /// The host names that the service goes by. Calls to others get 400.
         ALLOWED_HOSTS => "any", "a list of host names; .example.com includes subdomains, * is any", Plain;
-        /// The origins whose pages may call the service.
+        /// The origins, other than its own, whose pages may call the service.
         CORS_ALLOWED_ORIGINS => "none", "a list of origins, like https://example.com,http://localhost:3000", Plain;
-        /// Whether plain HTTP is redirected to HTTPS.
+        /// Whether calls over plain HTTP are sent to HTTPS; in gRPC they are refused.
         SECURE_SSL_REDIRECT = "false", "true or false", Plain;
         /// For how many seconds browsers are told to insist on HTTPS; 0 doesn't tell them.
         SECURE_HSTS_SECONDS = "0", "a number of seconds", Plain;

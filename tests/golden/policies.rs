@@ -9,6 +9,7 @@ pub static LIBRARY_SERVICE_LIST_BOOKS: Policy = Policy {
     limit: Limit::Api,
     deadline: Duration::from_millis(15000),
     max_request_bytes: 65536,
+    is_probe: false,
 };
 
 pub static LIBRARY_SERVICE_ADD_BOOK: Policy = Policy {
@@ -17,6 +18,7 @@ pub static LIBRARY_SERVICE_ADD_BOOK: Policy = Policy {
     limit: Limit::ByRule,
     deadline: Duration::from_millis(2500),
     max_request_bytes: 65536,
+    is_probe: false,
 };
 
 pub static LIBRARY_SERVICE_UPDATE_BOOK: Policy = Policy {
@@ -25,6 +27,7 @@ pub static LIBRARY_SERVICE_UPDATE_BOOK: Policy = Policy {
     limit: Limit::Api,
     deadline: Duration::from_millis(15000),
     max_request_bytes: 1000000,
+    is_probe: false,
 };
 
 pub static LIBRARY_SERVICE_REMOVE_BOOK: Policy = Policy {
@@ -33,6 +36,7 @@ pub static LIBRARY_SERVICE_REMOVE_BOOK: Policy = Policy {
     limit: Limit::Api,
     deadline: Duration::from_millis(15000),
     max_request_bytes: 65536,
+    is_probe: false,
 };
 
 pub static LIBRARY_SERVICE_CLOSE: Policy = Policy {
@@ -41,6 +45,7 @@ pub static LIBRARY_SERVICE_CLOSE: Policy = Policy {
     limit: Limit::Api,
     deadline: Duration::from_millis(15000),
     max_request_bytes: 65536,
+    is_probe: false,
 };
 
 pub static LIBRARY_SERVICE_COUNT_BOOKS: Policy = Policy {
@@ -49,6 +54,7 @@ pub static LIBRARY_SERVICE_COUNT_BOOKS: Policy = Policy {
     limit: Limit::None,
     deadline: Duration::from_millis(15000),
     max_request_bytes: 65536,
+    is_probe: false,
 };
 
 /// The policy of the rpc that is called at `path`.

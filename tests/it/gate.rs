@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use axum::{body::Body, extract::Request};
 use identity::{
-    api::gate::{self, Gate, Limit, Policy},
+    api::gate::{self, Gate, Policy},
     pb,
 };
 use prost::Message;
@@ -97,11 +97,15 @@ async fn any_other_request_id_is_replaced_by_a_new_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_is_one_calls_fault() {
-    static POLICY: Policy = Policy::open("Panicking", Limit::None);
+    static POLICY: Policy = Policy::probe("Panicking");
     let service = Service::start(Store::Sqlite).await;
     let gate = Gate::new(service.app.clone());
     for face in [gate::Face::Rest, gate::Face::Grpc] {
-        let request = Request::builder().header("x-request-id", "panicking").body(Body::empty()).unwrap();
+        let request = Request::builder()
+            .header("host", "localhost")
+            .header("x-request-id", "panicking")
+            .body(Body::empty())
+            .unwrap();
         let response = gate.pass(face, &POLICY, request, |_| async { panic!("a secret cause") }).await;
         assert_eq!(response.headers()["x-request-id"], "panicking");
         if face == gate::Face::Grpc {
@@ -122,11 +126,10 @@ async fn a_panic_is_one_calls_fault() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handler_that_takes_too_long_is_cut_off() {
-    static POLICY: Policy =
-        Policy { deadline: std::time::Duration::from_millis(20), ..Policy::open("Slow", Limit::None) };
+    static POLICY: Policy = Policy { deadline: std::time::Duration::from_millis(20), ..Policy::probe("Slow") };
     let service = Service::start(Store::Sqlite).await;
     let gate = Gate::new(service.app.clone());
-    let request = Request::new(Body::empty());
+    let request = Request::builder().header("host", "localhost").body(Body::empty()).unwrap();
     let response = gate.pass(gate::Face::Rest, &POLICY, request, |_| std::future::pending()).await;
     assert_eq!(response.status(), 504);
     let body = axum::body::to_bytes(response.into_body(), 1000).await.unwrap();

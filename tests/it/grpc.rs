@@ -127,17 +127,6 @@ async fn a_client_in_python_learns_the_contract_by_reflection_and_calls_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reflection_can_be_switched_off() {
-    let service = Service::start_with(Store::Sqlite, &[("REFLECTION", "false")]).await;
-    for version in ["v1", "v1alpha"] {
-        let path = format!("/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");
-        let status = service.anonymous().call_grpc_raw(&path, Vec::new()).await.unwrap_err();
-        assert_eq!(status.code(), Code::Unimplemented, "{version}");
-    }
-    service.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn the_health_service_knows_every_service() {
     let service = Service::start(Store::Sqlite).await;
     let mut client = HealthClient::new(service.anonymous().channel);

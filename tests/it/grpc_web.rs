@@ -15,7 +15,7 @@ const LOGIN: &str = "/identity.v1.AuthService/Login";
 /// What came back: the message if there was one, then the trailers.
 pub struct Reply {
     pub message: Option<Vec<u8>>,
-    trailers: Vec<(String, String)>,
+    pub trailers: Vec<(String, String)>,
 }
 
 impl Reply {
@@ -25,12 +25,12 @@ impl Reply {
 }
 
 /// A frame: a flag, four bytes of length, the content.
-fn frame(message: &[u8]) -> Vec<u8> {
+pub fn frame(message: &[u8]) -> Vec<u8> {
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();
     [&[0], &length[..], message].concat()
 }
 
-fn read(response_headers: &header::HeaderMap, mut body: &[u8]) -> Reply {
+pub fn read(response_headers: &header::HeaderMap, mut body: &[u8]) -> Reply {
     let text = |value: &header::HeaderValue| value.to_str().unwrap().to_owned();
     let mut reply = Reply { message: None, trailers: Vec::new() };
     // A refusal may come without a body: its trailers are headers then.

@@ -56,7 +56,7 @@ async fn once_it_is_to_stop_it_is_not_ready() {
     let stop = CancellationToken::new();
     let (router, _) = router::router(&service.app, &stop).await.unwrap();
     let ready = async || {
-        let request = Request::builder().uri("/readyz").body(Body::empty()).unwrap();
+        let request = Request::builder().uri("/readyz").header("host", "localhost").body(Body::empty()).unwrap();
         router.clone().oneshot(request).await.unwrap().status()
     };
     assert_eq!(ready().await, 200);

@@ -81,7 +81,10 @@ async fn each_format_is_taken_made_small_and_served() {
             let profile = upload(&user, face, file.clone()).await.expect(200);
             let (response, _) = served(service, &profile).await;
             assert_eq!(response.headers()["x-content-type-options"], "nosniff");
-            assert_eq!(response.headers()["content-security-policy"], "default-src 'none'; sandbox");
+            assert_eq!(
+                response.headers()["content-security-policy"],
+                "default-src 'none'; frame-ancestors 'none'; sandbox"
+            );
             let small = image::load_from_memory(&response.bytes().await.unwrap()).unwrap().to_rgb8();
             assert_eq!(small.dimensions(), (512, 307), "{format:?}");
             assert!(small.get_pixel(5, 150).0[0] > 180 && small.get_pixel(505, 150).0[2] > 180, "{format:?}");

@@ -27,10 +27,8 @@ fn what_this_release_ignores_is_warned_of_only_when_it_would_matter() {
     assert_eq!(config.warnings, [""; 0]);
     for name in NOT_YET {
         let value = match *name {
-            "SECURE_HSTS_SECONDS" => "60",
             "GRPC_ADDR" => "0.0.0.0:9000",
             "ACCEPT_SIMPLEJWT_UNTIL" => "2027-01-31T00:00:00Z",
-            "CORS_ALLOWED_ORIGINS" => "https://example.com",
             _ => "true",
         };
         let config = loaded(&[(name, value)]);
@@ -130,6 +128,14 @@ fn settings_of_redis_without_a_redis_are_warned_of() {
     let both = [("REDIS_PREFIX", "users"), ("REDIS_TIMEOUT_MS", "20")];
     warned(&both, "neither REDIS_URL nor REDIS_HOST is set: nothing comes of REDIS_PREFIX, REDIS_TIMEOUT_MS");
     taken(&[("REDIS_HOST", "redis"), ("REDIS_PORT", "6380"), ("REDIS_PREFIX", "users"), ("REDIS_TIMEOUT_MS", "20")]);
+}
+
+#[test]
+fn a_redirect_without_end_is_warned_of() {
+    let told = "SECURE_SSL_REDIRECT is true, and TRUSTED_PROXIES names no proxy that could say that it speaks TLS: whoever comes \
+                is sent away";
+    warned(&[("SECURE_SSL_REDIRECT", "true")], told);
+    taken(&[("SECURE_SSL_REDIRECT", "true"), ("TRUSTED_PROXIES", "10.0.0.0/8")]);
 }
 
 #[test]
