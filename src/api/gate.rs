@@ -339,8 +339,9 @@ impl Gate {
 
     /// The caller reached us over TLS, or the proxy in front of us, whose word counts for more: it may speak TLS with us alone.
     fn is_secure(&self, request: &Request) -> bool {
-        match request.headers().get(X_FORWARDED_PROTO) {
-            Some(proto) if self.app.config.trusts_proxy(peer(request)) => proto == "https",
+        let mut said = request.headers().get_all(X_FORWARDED_PROTO).iter().peekable();
+        match said.peek() {
+            Some(_) if self.app.config.trusts_proxy(peer(request)) => said.all(|proto| proto == "https"),
             _ => request.extensions().get::<Peer>().is_some_and(|peer| peer.is_tls),
         }
     }

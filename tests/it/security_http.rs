@@ -317,6 +317,10 @@ async fn hsts_is_told_to_whoever_comes_over_tls_and_nobody_else() {
                 let hsts = response.headers().get(header::STRICT_TRANSPORT_SECURITY).map(|v| v.to_str().unwrap());
                 assert_eq!(hsts, told, "{path} by {proto:?} with {settings:?}");
             }
+            // A proxy that adds its word to that of its client.
+            let both = service.anonymous().request(Method::GET, path).header("x-forwarded-proto", "https");
+            let both = both.header("x-forwarded-proto", "http").send().await.unwrap();
+            assert!(!both.headers().contains_key(header::STRICT_TRANSPORT_SECURITY), "{path} with {settings:?}");
             let response = service.anonymous().request(Method::GET, path).send().await.unwrap();
             assert!(!response.headers().contains_key(header::STRICT_TRANSPORT_SECURITY), "{path} with {settings:?}");
         }
