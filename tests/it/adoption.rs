@@ -1,8 +1,8 @@
 //! Tokens that the Django service made: taken up to the time that `ACCEPT_SIMPLEJWT_UNTIL` names, as those of a session.
 
 use chrono::{DateTime, Duration};
-use identity::entity::session;
-use sea_orm::EntityTrait;
+use identity::entity::{audit_event, session};
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 use serde_json::{Value, json};
 
 use crate::{
@@ -81,7 +81,12 @@ async fn two_at_once_adopt_one_session() {
         for outcome in futures_util::future::join_all(both).await {
             outcome.expect(200);
         }
-        assert_eq!(session::Entity::find().all(service.app.db.reader()).await.unwrap().len(), before + 1);
+        let db = service.app.db.reader();
+        assert_eq!(session::Entity::find().all(db).await.unwrap().len(), before + 1);
+        let adopted = audit_event::Entity::find().filter(audit_event::Column::Kind.eq("session.adopted"));
+        let adopted = adopted.all(db).await.unwrap();
+        let told: Vec<_> = adopted.iter().map(|row| (row.actor_id, row.user_id, row.ip.as_deref())).collect();
+        assert_eq!(told, [(Some(3), Some(3), Some("127.0.0.1"))]);
         service.stop().await;
     }
 }

@@ -101,6 +101,7 @@ fn kinds() -> BTreeSet<String> {
 }
 
 /// Line 57. What changes nothing leaves nothing.
+#[expect(clippy::too_many_lines, reason = "a step for each kind of event")]
 #[tokio::test(flavor = "multi_thread")]
 async fn each_change_leaves_one_row_that_says_who_what_on_whom_from_where_and_when() {
     everywhere(async |service, face| {
@@ -264,6 +265,8 @@ async fn each_change_leaves_one_row_that_says_who_what_on_whom_from_where_and_wh
         let gone = admin.call(face, "UserService.DeleteUser", json!({ "id": id })).await;
         audit.expect(gone, "user.deleted", Some(boss), user, none()).await;
 
+        // What takes a setting of its own is in `adoption.rs`.
+        audit.seen.insert("session.adopted".into());
         assert_eq!(audit.seen, kinds(), "a kind that the contract doesn't name, or that was not walked through");
     })
     .await;
@@ -515,7 +518,7 @@ async fn pages_follow_each_other_without_gap_or_repetition_while_more_happens() 
                 token = page["next_page_token"].clone();
             }
             assert_eq!(paged, all.iter().map(|event| event["id"].clone()).collect::<Vec<_>>(), "{filter}");
-            assert!(all.len() >= 1, "{filter}");
+            assert!(!all.is_empty(), "{filter}");
 
             // The link leads to the same place, and the token to no other list.
             let next = first["next"].as_str().unwrap();

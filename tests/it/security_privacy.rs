@@ -185,7 +185,7 @@ async fn everything(service: &Service) -> Vec<(String, String)> {
 
 /// The tables in which the bytes are.
 fn places<'a>(all: &'a [(String, String)], bytes: &[u8]) -> Vec<&'a str> {
-    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digits = bytes.iter().fold(String::new(), |digits, byte| digits + &format!("{byte:02x}"));
     all.iter().filter(|(_, rows)| rows.contains(&digits)).map(|(table, _)| table.as_str()).collect()
 }
 
