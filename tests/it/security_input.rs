@@ -418,9 +418,9 @@ async fn a_number_that_nobody_has_is_nobody_wherever_it_stands() {
         for rpc in rpcs() {
             for field in method(rpc).input().fields().filter(|field| field.kind() == Kind::Int64) {
                 let name = field.name();
-                // A size that is none is the default; a filter by a group that there isn't finds nobody; what is not there is
-                // left out of a batch.
-                if ["page_size", "group", "ids"].contains(&name) {
+                // A size that is none is the default; a filter by what there isn't finds nothing; what is not there is left out of
+                // a batch.
+                if ["page_size", "group", "ids"].contains(&name) || rpc == "AuditService.ListAuditEvents" {
                     continue;
                 }
                 let fill = |value: Value| {

@@ -175,6 +175,14 @@ fn a_password_equal_to_the_address_or_a_name_is_refused_in_any_case() {
     assert_eq!(refusal("example.com-1", &personal), [""; 0]);
 }
 
+/// How long this thread has computed; how long it has been there, where the system doesn't say.
+fn computed() -> Duration {
+    static BEGUN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+    let said = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
+    let nanos = said.and_then(|text| text.split(' ').next()?.parse().ok()).filter(|nanos| *nanos > 0);
+    nanos.map_or_else(|| BEGUN.elapsed(), Duration::from_nanos)
+}
+
 /// Line 12.
 #[test]
 fn an_unknown_account_or_one_without_a_password_costs_what_a_wrong_password_costs() {
@@ -191,15 +199,15 @@ fn an_unknown_account_or_one_without_a_password_costs_what_a_wrong_password_cost
     let params = Argon2Params::default();
     let mut scratch = Scratch::default();
     let stored = password::hash(&given("User123!pass"), params, &mut scratch).unwrap();
-    // The shortest of many is what it costs without the noise of a busy machine; taken in turns.
+    // What the thread itself computes, and the shortest of many, so that a busy machine makes no difference; taken in turns.
     let decoy = password::decoy(params);
     let [mut wrong, mut unknown, mut unusable] = [Duration::MAX; 3];
     for _ in 0..15 {
         for (stored, shortest) in [(stored.as_str(), &mut wrong), (decoy.as_str(), &mut unknown), ("!", &mut unusable)]
         {
-            let start = Instant::now();
+            let start = computed();
             password::verify(stored, &given("user123!pass"), params, &mut scratch).unwrap();
-            *shortest = start.elapsed().min(*shortest);
+            *shortest = (computed() - start).min(*shortest);
         }
     }
     for other in [unknown, unusable] {
