@@ -242,9 +242,10 @@ async fn a_picture_is_served_so_that_no_browser_takes_it_for_anything_else() {
         file.extend(b"<html><script>alert(document.domain)</script></html>");
         let profile = upload(&user, face, file).await.expect(200);
         let (response, url) = served(service, &profile).await;
-        for (header, value) in
-            [("x-content-type-options", "nosniff"), ("content-security-policy", "default-src 'none'; sandbox")]
-        {
+        for (header, value) in [
+            ("x-content-type-options", "nosniff"),
+            ("content-security-policy", "default-src 'none'; frame-ancestors 'none'; sandbox"),
+        ] {
             assert_eq!(response.headers()[header], value, "{url}");
         }
         assert!(["image/jpeg", "image/png"].contains(&response.headers()["content-type"].to_str().unwrap()));
