@@ -185,7 +185,7 @@ async fn everything(service: &Service) -> Vec<(String, String)> {
 
 /// The tables in which the bytes are.
 fn places<'a>(all: &'a [(String, String)], bytes: &[u8]) -> Vec<&'a str> {
-    let digits = bytes.iter().fold(String::new(), |digits, byte| digits + &format!("{byte:02x}"));
+    let digits = hex::encode(bytes);
     all.iter().filter(|(_, rows)| rows.contains(&digits)).map(|(table, _)| table.as_str()).collect()
 }
 
@@ -291,15 +291,18 @@ async fn give_up_a_message(service: &Service, user_id: i64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_others_must_hear_of_a_deletion_still_goes_out() {
     use crate::harness::receiver::Receiver;
-    let receiver = Receiver::start().await;
     for store in Store::all() {
+        let receiver = Receiver::start().await;
         let service = Service::start_with(store, &[("NOTIFICATION_SERVICE_URL", &receiver.url())]).await;
         let user = service.user(EMAIL).await;
         user.call(Face::Rest, "UserService.DeleteUser", json!({ "id": user_id(&user) })).await.expect(204);
-        wait_until(std::time::Duration::from_secs(5), "all is sent", async || {
-            let left =
-                outbox::Entity::find().filter(outbox::Column::Payload.ne("")).count(service.app.db.reader()).await;
-            left.unwrap() == 0
+        let received = receiver.take(2, std::time::Duration::from_secs(5)).await;
+        let told: Vec<_> = received.iter().map(|event| event.json()["type"].clone()).collect();
+        assert_eq!(told, ["user.registered", "user.deleted"], "{store:?}");
+        // Of what was sent only that it was sent is kept.
+        wait_until(std::time::Duration::from_secs(5), "all is settled", async || {
+            let left = outbox::Entity::find().filter(outbox::Column::Payload.ne("")).count(service.app.db.reader());
+            left.await.unwrap() == 0
         })
         .await;
         service.stop().await;
