@@ -252,11 +252,6 @@ async fn provoke(service: &Serving<'_>) {
 async fn nothing_that_comes_from_outside_orders_a_terminal_about_or_begins_a_line_in_the_log() {
     for (store, format) in Store::all().into_iter().flat_map(|store| ["text", "json"].map(|format| (store, format))) {
         let (database, mails) = (migrated_database(store).await, MailServer::start().await);
-        // What a mail server says is logged, too.
-        mails.answer(|stage| match stage {
-            Stage::Greeting => Answer::Say("421 \u{1b}[2J\u{9b}31m try later".into()),
-            _ => Answer::Yes,
-        });
         let mut installation = Installation::with(&[
             ("DATABASE_URL", &database.url),
             ("LOG_LEVEL", "trace"),
@@ -267,8 +262,19 @@ async fn nothing_that_comes_from_outside_orders_a_terminal_about_or_begins_a_lin
             ("ARGON2_MEMORY_KIB", "64"),
             ("ARGON2_ITERATIONS", "1"),
         ]);
-        for (name, value) in mails.settings() {
-            installation.set(&name, &value);
+        // What a mail server says is logged, and what a system says of a folder that can't be made.
+        if store == Store::Postgres {
+            mails.answer(|stage| match stage {
+                Stage::Greeting => Answer::Say("421 \u{1b}[2J\u{9b}31m try later".into()),
+                _ => Answer::Yes,
+            });
+            for (name, value) in mails.settings() {
+                installation.set(&name, &value);
+            }
+        } else {
+            fs::write(installation.folder().join("file"), "in the way").unwrap();
+            installation.set("EMAIL_BACKEND", "file");
+            installation.set("EMAIL_FILE_PATH", &format!("file/try later{}", HOSTILE.replace('\0', "")));
         }
         let service = installation.serve().await;
         provoke(&service).await;
