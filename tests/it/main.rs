@@ -62,6 +62,7 @@ mod security_audit;
 mod security_authorization;
 mod security_browser;
 mod security_codes;
+mod security_grpc;
 mod security_http;
 mod security_input;
 mod security_integrity;
