@@ -57,6 +57,7 @@ mod rest_parity;
 mod revocations;
 mod role;
 mod schemathesis;
+mod security;
 mod security_accounts;
 mod security_audit;
 mod security_authorization;
