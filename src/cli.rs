@@ -13,7 +13,10 @@ use chrono::TimeDelta;
 use clap::{Parser, Subcommand};
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    signal::unix::{SignalKind, signal},
+};
 use tokio_util::sync::CancellationToken;
 
 use self::keys::KeysCommand;
@@ -31,7 +34,7 @@ use crate::{
     error::{Cause, Chain, Error},
     mail::Mailer,
     model::password::Password,
-    server::Server,
+    server::{Server, tls},
     telemetry,
 };
 
@@ -151,12 +154,14 @@ async fn serve() -> Result<(), Failure> {
         MailTransport::Smtp(server) => format!("by {}:{}", server.host, server.port),
     };
     let mailer = Mailer::new(&config.mail)?;
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
     let app = Arc::new(App::new(config, Clock::System, db, mailer).await?);
     let server = Server::bind(app, address).await?;
     let address = server.local_addr()?;
+    let grpc = server.grpc_addr()?.map(|address| format!("  gRPC   alone on {address}\n")).unwrap_or_default();
     let stop = stop_on_signal()?;
     say(&format!(
-        "identity {} serves gRPC and REST on {address}\n  store  {store}\n  limits counted in process\n  mail   {mail}\n  docs   http://{}/api/docs/",
+        "identity {} serves gRPC and REST on {address}\n{grpc}  store  {store}\n  limits counted in process\n  mail   {mail}\n  docs   {scheme}://{}/api/docs/",
         env!("CARGO_PKG_VERSION"),
         reachable(address),
     ))?;
@@ -300,24 +305,30 @@ async fn requeue(which: &Which) -> Result<(), Failure> {
 
 /// One request by hand: an image without a shell has no curl either.
 async fn healthcheck() -> Result<(), Failure> {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let address = reachable(Config::from_environment()?.server.listen_addr);
+    let config = Config::from_environment()?;
+    let address = reachable(config.server.listen_addr);
     let answer = async {
-        let mut stream = tokio::net::TcpStream::connect(address).await?;
-        let request = "GET /api/health/ HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        stream.take(65_536).read_to_end(&mut answer).await?;
-        Ok::<_, std::io::Error>(answer)
+        let stream = tokio::net::TcpStream::connect(address).await?;
+        match &config.tls {
+            Some(tls) => ask_for_health(tls::connect(tls, stream).await?).await,
+            None => ask_for_health(stream).await,
+        }
     };
     let answer = tokio::time::timeout(Duration::from_secs(5), answer)
         .await
         .map_err(|_| format!("{address} did not answer within 5 seconds"))?
         .map_err(|error| format!("{address}: {error}"))?;
-    let answer = String::from_utf8_lossy(&answer);
     let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
     say(body)?;
     if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(format!("{address} is not well").into()) }
+}
+
+async fn ask_for_health(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<String, Cause> {
+    let request = "GET /api/health/ HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.take(65_536).read_to_end(&mut answer).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 fn show_config() -> Result<(), Failure> {

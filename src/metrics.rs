@@ -7,6 +7,7 @@
 //!
 //! For something new: a field here, a line in [`Metrics::new`], `docs/metrics.md` by `UPDATE_EXPECT=1`.
 
+pub mod connections;
 mod process;
 
 use std::{
@@ -20,6 +21,7 @@ use prometheus_client::{
     registry::{Metric, Registry},
 };
 
+pub use connections::Connections;
 pub use process::Process;
 
 /// Bounds of what takes from a millisecond to the longest deadline, in seconds.
@@ -34,6 +36,7 @@ pub struct Metrics {
     registry: Registry,
     described: Vec<Described>,
     pub calls: Calls,
+    pub connections: Connections,
     pub figures: Figures,
     /// Read when somebody asks.
     pub readings: Readings,
@@ -393,6 +396,8 @@ impl Metrics {
         );
         all.add(&calls.took, "identity_call_duration_seconds", "rpc, face", "How long calls took");
         all.add(&calls.in_flight, "identity_calls_in_flight", "rpc, face", "Calls under way");
+        let connections = Connections::default();
+        connections.register(&mut all);
         all.add(
             &readings.connections,
             "identity_database_connections",
@@ -468,7 +473,7 @@ impl Metrics {
         build.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
         all.add(&build, "identity_build_info", "version", "The release that runs; always 1");
         let Registrar { registry, described } = all;
-        Self { registry, described, calls, figures, readings }
+        Self { registry, described, calls, connections, figures, readings }
     }
 
     /// Every metric, in the order in which they are explained.

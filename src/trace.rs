@@ -43,9 +43,9 @@ impl CallSpan {
     /// A span with the id of its trace: that of the caller, also where there are no traces here.
     pub fn begin(rpc: &'static str, request_id: &str, headers: &HeaderMap, is_probe: bool) -> Self {
         let span = if is_probe {
-            tracing::info_span!(PROBE, rpc, request_id, trace_id = field::Empty)
+            tracing::info_span!(PROBE, rpc, request_id, trace_id = field::Empty, certificate = field::Empty)
         } else {
-            tracing::info_span!(CALL, rpc, request_id, trace_id = field::Empty)
+            tracing::info_span!(CALL, rpc, request_id, trace_id = field::Empty, certificate = field::Empty)
         };
         let caller = caller(headers);
         if let Some(caller) = caller.as_ref().filter(|_| !is_probe) {

@@ -123,11 +123,13 @@ impl Face {
 }
 
 /// The other end of the connection. The server puts it into each request.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Peer {
     pub address: SocketAddr,
     /// The connection is TLS, and ends here.
     pub is_tls: bool,
+    /// The name in the certificate that it showed, if it did: for the log.
+    pub client: Option<Arc<str>>,
 }
 
 /// Marks a call that came as gRPC-Web, from a browser then: behind the layer that translates it, it looks as any of gRPC.
@@ -178,6 +180,9 @@ impl Gate {
         let request_id = RequestId::given_or_new(request.headers().get(X_REQUEST_ID));
         let call_span = CallSpan::begin(policy.rpc, request_id.as_str(), request.headers(), policy.is_probe);
         let span = call_span.span.clone();
+        if let Some(name) = request.extensions().get::<Peer>().and_then(|peer| peer.client.as_deref()) {
+            span.record("certificate", name);
+        }
         async move {
             let (client, is_secure) = (self.client(&request), self.is_secure(&request));
             let mut cookies = None;

@@ -55,6 +55,7 @@ pub async fn answer(app: &App, gate: &Gate, request: Request) -> Response {
 
 /// The text, once what is there anyway was read.
 async fn render(app: &App) -> Result<String, Cause> {
+    app.metrics.connections.read(app.clock.now().timestamp());
     let readings = &app.metrics.readings;
     for pool in app.db.pools() {
         readings.set_pool(&pool);

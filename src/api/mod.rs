@@ -2,7 +2,7 @@
 
 mod audit;
 mod auth;
-mod browser;
+pub mod browser;
 mod cookies;
 mod cors;
 mod docs;

@@ -26,15 +26,30 @@ use crate::{
     },
 };
 
-/// The router, and the handle by which gRPC's health service is told how the service is. Once `stop` is asked for, it says
-/// that it is not ready.
+/// What answers, and how it is told how the service is.
+pub struct Routers {
+    /// Every face.
+    pub all: Router,
+    /// gRPC and gRPC-Web, with health and reflection.
+    pub grpc: Router,
+    /// What gRPC's health says.
+    pub health: HealthReporter,
+}
+
+/// Once `stop` is asked for, they say that the service is not ready.
 ///
 /// # Errors
 /// If the descriptors can't be served by reflection: a fault of the build.
-pub async fn router(app: &Arc<App>, stop: &CancellationToken) -> Result<(Router, HealthReporter), Cause> {
+pub async fn routers(app: &Arc<App>, stop: &CancellationToken) -> Result<Routers, Cause> {
     let api = Arc::new(Api { app: Arc::clone(app) });
     let gate = Gate::new(Arc::clone(app));
-    let (grpc, reporter) = grpc(&api, &gate, app.config.server.reflection).await?;
+    let (grpc, health) = grpc(&api, &gate, app.config.server.reflection).await?;
+    let of_others = gate.clone();
+    let not_here = move |request: Request| {
+        let gate = of_others.clone();
+        async move { no_such_path(&gate, request, Some("This port is for gRPC alone")).await }
+    };
+    let grpc_only = grpc.clone().fallback(not_here);
     let rest = Router::new()
         .merge(routes::auth_service(Rest::new(Arc::clone(&api), gate.clone())))
         .merge(routes::user_service(Rest::new(Arc::clone(&api), gate.clone())))
@@ -60,16 +75,16 @@ pub async fn router(app: &Arc<App>, stop: &CancellationToken) -> Result<(Router,
             if metrics::are_asked_for(&app, &request) {
                 metrics::answer(&app, &gate, request).await
             } else {
-                no_such_path(&gate, request).await
+                no_such_path(&gate, request, None).await
             }
         }
     };
-    let router = grpc.merge(rest).method_not_allowed_fallback(not_allowed).fallback(unknown);
-    let router = match cors {
-        Some(rules) => router.layer(middleware::from_fn_with_state((rules, outer), cors::apply)),
+    let all = grpc.merge(rest).method_not_allowed_fallback(not_allowed).fallback(unknown);
+    let with_cors = |router: Router| match &cors {
+        Some(rules) => router.layer(middleware::from_fn_with_state((rules.clone(), outer.clone()), cors::apply)),
         None => router,
     };
-    Ok((router, reporter))
+    Ok(Routers { all: with_cors(all), grpc: with_cors(grpc_only), health })
 }
 
 /// The gRPC services: gRPC-Web is translated outside of the gate, so that the gate sees one kind of call.
@@ -119,7 +134,7 @@ async fn grpc(api: &Arc<Api>, gate: &Gate, reflection: bool) -> Result<(Router, 
     Ok((router, reporter))
 }
 
-async fn no_such_path(gate: &Gate, request: Request) -> Response {
+async fn no_such_path(gate: &Gate, request: Request, detail: Option<&'static str>) -> Response {
     let is_grpc = request
         .headers()
         .get(header::CONTENT_TYPE)
@@ -127,7 +142,7 @@ async fn no_such_path(gate: &Gate, request: Request) -> Response {
     if is_grpc {
         gate.pass(Face::Grpc, &UNKNOWN, request, |_| async { status::unknown_rpc() }).await
     } else {
-        let refuse = |_| async { status::plain(StatusCode::NOT_FOUND, "Not found", None) };
+        let refuse = |_| async { status::plain(StatusCode::NOT_FOUND, "Not found", detail) };
         gate.pass(Face::Rest, &UNKNOWN, request, refuse).await
     }
 }

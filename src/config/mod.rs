@@ -16,6 +16,7 @@ mod read;
 mod redis;
 mod server;
 mod telemetry;
+mod tls;
 mod variables;
 
 use std::{
@@ -51,13 +52,15 @@ pub use server::Server;
 use server::server;
 use telemetry::telemetry;
 pub use telemetry::{Telemetry, Traces};
+use tls::tls;
+pub use tls::{ClientAuth, Tls, TlsFile};
 pub use variables::{Fallback, Shown, VARIABLES, Variable};
 
 use crate::jws::{self, Algorithm, Flaw, KeySet};
 
 /// Variables that are checked and kept, but not acted upon yet. Setting one to something that matters is a warning: an
 /// operator mustn't believe that it works.
-pub const NOT_YET: &[&str] = &["GRPC_ADDR"];
+pub const NOT_YET: &[&str] = &[];
 
 /// The configuration in force. Its `Debug` shows no secret.
 #[derive(Debug, Clone)]
@@ -65,6 +68,8 @@ pub struct Config {
     pub debug: bool,
     pub data_dir: PathBuf,
     pub server: Server,
+    /// The certificate of the listeners, if they speak TLS.
+    pub tls: Option<Tls>,
     pub http: Http,
     pub log: Log,
     pub jwt: Jwt,
@@ -233,6 +238,7 @@ impl Config {
         let debug = r.value(&variables::DEBUG, parse::boolean);
         let data_dir = PathBuf::from(r.value(&variables::DATA_DIR, parse::text));
         let server = server(r);
+        let tls = tls(r);
         let log = Log {
             level: r.value(&variables::LOG_LEVEL, parse::log_level),
             format: r.value(&variables::LOG_FORMAT, |text| {
@@ -276,6 +282,7 @@ impl Config {
             debug,
             data_dir,
             server,
+            tls,
             http,
             log,
             jwt,

@@ -74,6 +74,11 @@ variables! {
         LISTEN_ADDR = "0.0.0.0:8000", "an IP address and a port, like 0.0.0.0:8000", Plain;
         /// A second listener, for gRPC only.
         GRPC_ADDR => "none", "an IP address and a port, like 0.0.0.0:9000", Plain;
+        /// Connections at once, on all listeners. More wait until one ends.
+        MAX_CONNECTIONS = "10000", "a number of connections; allow the process some more open files than that", Plain;
+        /// Connections of one client at once: of an address, or with IPv6 of a /64. More are closed. Proxies in `TRUSTED_PROXIES` and
+        /// gateways in `RATE_LIMIT_EXEMPT` may have any number.
+        MAX_CONNECTIONS_PER_CLIENT = "512", "a number of connections", Plain;
         /// Scheme and host of the links in answers: those between pages, and those to pictures.
         PUBLIC_URL => "as the client sees it", "an http or https URL, like https://users.example.com", Plain;
         /// Whether gRPC clients may ask for the protos.
@@ -82,6 +87,16 @@ variables! {
         LOG_LEVEL = "info", "off, error, warn, info, debug or trace, also by module, like info,sqlx=warn", Plain;
         /// How it is logged. `auto`: text on a terminal, JSON elsewhere.
         LOG_FORMAT = "auto", "auto, text or json", Plain;
+    }
+    "TLS" {
+        /// The certificate of the listeners, with those between it and its authority behind it. Set, they speak TLS, and nothing else.
+        TLS_CERT_FILE => "none: no TLS", "a file of certificates in PEM, with TLS_KEY_FILE", Plain;
+        /// Its private key.
+        TLS_KEY_FILE => "none", "a file with a private key in PEM, not encrypted, with TLS_CERT_FILE", Plain;
+        /// The authorities whose certificates callers may show.
+        TLS_CLIENT_CA_FILE => "none: nobody is asked for a certificate", "a file of certificates in PEM", Plain;
+        /// Whether callers must show one.
+        TLS_CLIENT_AUTH = "optional", "optional or required", Plain;
     }
     "Keys and tokens" {
         /// Signs the tokens. A shared secret's bytes are taken as they stand, as SimpleJWT takes them.

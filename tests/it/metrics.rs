@@ -281,6 +281,8 @@ async fn the_page_of_metrics_lists_each_and_each_shows_after_a_little_traffic() 
     let user = service.user("user@example.com").await;
     user.call(Face::Grpc, "ProfileService.GetMyProfile", json!({})).await.expect(200);
     service.app.count_figures(true).await;
+    // As the listener does that has a certificate.
+    service.app.metrics.connections.set_certificate_end(service.clock.now().timestamp() + 60);
     let metrics = Metrics::of(&service).await;
     let mut shown: BTreeSet<_> = metrics.families.iter().map(|(name, kind)| series_name(name, kind)).collect();
     for metric in service.app.metrics.described() {

@@ -54,7 +54,7 @@ async fn probes_are_counted_against_nobody() {
 async fn once_it_is_to_stop_it_is_not_ready() {
     let service = Service::start(Store::Sqlite).await;
     let stop = CancellationToken::new();
-    let (router, _) = router::router(&service.app, &stop).await.unwrap();
+    let router = router::routers(&service.app, &stop).await.unwrap().all;
     let ready = async || {
         let request = Request::builder().uri("/readyz").header("host", "localhost").body(Body::empty()).unwrap();
         router.clone().oneshot(request).await.unwrap().status()

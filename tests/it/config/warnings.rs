@@ -27,7 +27,6 @@ fn what_this_release_ignores_is_warned_of_only_when_it_would_matter() {
     assert_eq!(config.warnings, [""; 0]);
     for name in NOT_YET {
         let value = match *name {
-            "GRPC_ADDR" => "0.0.0.0:9000",
             "ACCEPT_SIMPLEJWT_UNTIL" => "2027-01-31T00:00:00Z",
             _ => "true",
         };

@@ -3,6 +3,8 @@
 pub mod actor;
 pub mod authority;
 pub mod collector;
+pub mod floods;
+pub mod frames;
 pub mod gallery;
 pub mod load;
 pub mod metrics;
@@ -15,6 +17,7 @@ pub mod service;
 pub mod shared;
 pub mod smtp;
 pub mod stores;
+pub mod tls;
 
 use std::{panic::Location, time::Duration};
 

@@ -17,7 +17,7 @@ use identity::{
     error::Cause,
     mail::{Mail, Mailer, Outgoing},
     model::password::Password,
-    server::Server,
+    server::{Patience, Server},
 };
 use secrecy::ExposeSecret;
 use serde_json::json;
@@ -42,6 +42,8 @@ pub struct Service {
     pub app: Arc<App>,
     pub clock: Clock,
     pub address: SocketAddr,
+    /// Where it serves gRPC alone, if it does.
+    pub grpc_address: Option<SocketAddr>,
     /// What it has sent.
     pub mails: Outgoing,
     database: Arc<Database>,
@@ -57,13 +59,18 @@ impl Service {
 
     /// With settings of its own, as the environment would give them.
     pub async fn start_with(store: Store, settings: &[(&str, &str)]) -> Self {
+        Self::start_with_patience(Patience::default(), store, settings).await
+    }
+
+    /// With so much patience for clients that do nothing.
+    pub async fn start_with_patience(patience: Patience, store: Store, settings: &[(&str, &str)]) -> Self {
         let mut settings: Vec<_> =
             SETTINGS.iter().chain(settings).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         if store == Store::Postgres && settings.iter().all(|(name, _)| name != "REDIS_URL") {
             settings.extend(redis::place().await);
         }
         let database = Arc::new(migrated_database(store).await);
-        Box::pin(Self::run(database, settings, Clock::frozen(now()))).await
+        Box::pin(Self::run_with(patience, database, settings, Clock::frozen(now()))).await
     }
 
     /// Over the database at this URL, which is migrated if need be; without Redis.
@@ -102,6 +109,15 @@ impl Service {
     }
 
     async fn run(database: Arc<Database>, settings: Vec<(String, String)>, clock: Clock) -> Self {
+        Self::run_with(Patience::default(), database, settings, clock).await
+    }
+
+    async fn run_with(
+        patience: Patience,
+        database: Arc<Database>,
+        settings: Vec<(String, String)>,
+        clock: Clock,
+    ) -> Self {
         let set: HashMap<_, _> = settings.iter().cloned().collect();
         let config = Config::load(|name| match name {
             "DATABASE_URL" => Some(database.url.clone()),
@@ -124,14 +140,15 @@ impl Service {
         if let (Some(redis), true) = (&app.redis, set.contains_key("REDIS_PREFIX")) {
             wait_until(Duration::from_secs(5), "the shared Redis", async || redis.ping().await).await;
         }
-        let server = Server::bind(Arc::clone(&app), "127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let address = server.local_addr().unwrap();
+        let mut server = Server::bind(Arc::clone(&app), "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        server.patience = patience;
+        let (address, grpc_address) = (server.local_addr().unwrap(), server.grpc_addr().unwrap());
         let stop = CancellationToken::new();
         let running = tokio::spawn({
             let stop = stop.clone();
             async move { server.run(stop).await }
         });
-        Self { app, clock, address, mails, database, settings, stop, running }
+        Self { app, clock, address, grpc_address, mails, database, settings, stop, running }
     }
 
     /// Asks it to stop, as SIGTERM does, and waits until it has.
