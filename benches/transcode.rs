@@ -93,10 +93,6 @@ impl UserService for Stub {
         Err(Status::unimplemented(""))
     }
 
-    async fn export_user(&self, _: tonic::Request<pb::ExportUserRequest>) -> Answer<pb::UserExport> {
-        Err(Status::unimplemented(""))
-    }
-
     async fn delete_user(&self, _: tonic::Request<pb::DeleteUserRequest>) -> Answer<()> {
         Err(Status::unimplemented(""))
     }

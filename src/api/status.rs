@@ -65,20 +65,7 @@ fn tell(error: &Error) -> Told<'_> {
             )
         },
         Error::Misdirected(misdirection) => {
-            let (code, reason, error, detail) = match misdirection {
-                Misdirection::UnclearHost => (
-                    Code::InvalidArgument,
-                    "HOST_UNCLEAR",
-                    "Malformed request",
-                    "Name one host, and the same everywhere",
-                ),
-                Misdirection::ForeignHost => {
-                    (Code::InvalidArgument, "HOST_NOT_ALLOWED", "Unknown host", "The service doesn't go by this name")
-                }
-                Misdirection::Insecure => {
-                    (Code::FailedPrecondition, "TLS_REQUIRED", "Insecure connection", "Call the service over TLS")
-                }
-            };
+            let (code, reason, error, detail) = not_for_us(*misdirection);
             Told { detail: Some(detail), ..told(code, StatusCode::BAD_REQUEST, reason, error) }
         }
         Error::Unauthenticated(failure) => {
@@ -158,6 +145,20 @@ fn missing(resource: Resource) -> (&'static str, &'static str) {
         Resource::Group => ("GROUP_NOT_FOUND", "Group not found"),
         Resource::Membership => ("MEMBERSHIP_NOT_FOUND", "The user is not in the group"),
         Resource::Page => ("PAGE_NOT_FOUND", "Invalid page"),
+    }
+}
+
+fn not_for_us(misdirection: Misdirection) -> (Code, &'static str, &'static str, &'static str) {
+    match misdirection {
+        Misdirection::UnclearHost => {
+            (Code::InvalidArgument, "HOST_UNCLEAR", "Malformed request", "Name one host, and the same everywhere")
+        }
+        Misdirection::ForeignHost => {
+            (Code::InvalidArgument, "HOST_NOT_ALLOWED", "Unknown host", "The service doesn't go by this name")
+        }
+        Misdirection::Insecure => {
+            (Code::FailedPrecondition, "TLS_REQUIRED", "Insecure connection", "Call the service over TLS")
+        }
     }
 }
 

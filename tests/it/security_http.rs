@@ -449,7 +449,14 @@ async fn what_a_library_refuses_is_told_in_our_words() {
         assert_eq!((answer.status, answer.json()), (status, expected), "{head:?}");
         assert_eq!(answer.header("content-type"), Some("application/json"), "{head:?}");
     }
+    service.stop().await;
+}
 
+/// Line 52.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_library_of_grpc_refuses_is_told_in_our_words() {
+    let service = Service::start(Store::Sqlite).await;
+    let user = service.user("user@example.com").await;
     let undecodable = (Code::InvalidArgument, "The request message can't be decoded");
     let too_large = (Code::OutOfRange, "The request message is too large");
     let unknown = (Code::Unimplemented, "There is no such rpc");
