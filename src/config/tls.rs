@@ -37,6 +37,12 @@ impl TlsFile {
         self.described().name
     }
 
+    /// What is wrong with it, as a mistake of the configuration.
+    pub fn mistake(self, wrong: String) -> ConfigErrors {
+        let variable = self.described();
+        ConfigErrors(vec![Mistake { name: variable.name.into(), wrong, right: variable.form.into() }])
+    }
+
     fn described(self) -> &'static Variable {
         match self {
             Self::Certificate => &variables::TLS_CERT_FILE,
@@ -49,12 +55,6 @@ impl TlsFile {
 impl Tls {
     pub fn client_ca(&self) -> Option<&Path> {
         self.clients.as_ref().map(|(path, _)| path.as_path())
-    }
-
-    /// What is wrong with one of the files, as a mistake of the configuration.
-    pub fn mistake(&self, file: TlsFile, wrong: String) -> ConfigErrors {
-        let variable = file.described();
-        ConfigErrors(vec![Mistake { name: variable.name.into(), wrong, right: variable.form.into() }])
     }
 }
 

@@ -19,7 +19,7 @@ const CONTINUATION: u8 = 9;
 /// passes; who does it with each request only wants us to begin them (CVE-2023-44487).
 const RESETS: Budget = Budget { most: 1000, each: Duration::from_millis(10) };
 /// Frames beside requests and their data: settings, pings, priorities, windows.
-const CHATTER: Budget = Budget { most: 10_000, each: Duration::from_millis(10) };
+const CHATTER: Budget = Budget { most: 1000, each: Duration::from_millis(10) };
 /// What a client may say more, as clients that measure the line do: with each request, and with each so many bytes of answers.
 const CHATTER_PER_REQUEST: u32 = 20;
 const BYTES_PER_CHATTER: usize = 1024;

@@ -39,7 +39,7 @@ impl Default for Patience {
         Self {
             head: Duration::from_secs(10),
             http1_idle: Duration::from_secs(75),
-            http2_idle: Duration::from_secs(300),
+            http2_idle: Duration::from_mins(5),
             answer: Duration::from_secs(30),
             write: Duration::from_secs(30),
             look_every: Duration::from_secs(2),

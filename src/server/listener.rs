@@ -259,7 +259,7 @@ impl Answers {
                 () = stop.cancelled(), if leave_by.is_none() => {
                     connection.as_mut().graceful_shutdown();
                     // What is left to do is bounded by whoever stops.
-                    leave_by = Some(now + Duration::from_secs(3600));
+                    leave_by = Some(now + Duration::from_hours(1));
                 }
                 () = sleep_until(look_at) => {}
             }

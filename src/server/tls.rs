@@ -69,7 +69,7 @@ impl Tls {
     /// # Errors
     /// What is wrong with them, by the variable that names the file.
     pub fn load(settings: &Settings, clock: &Clock, metrics: &Connections) -> Result<Self, ConfigErrors> {
-        let wrong = |Wrong(file, wrong)| settings.mistake(file, wrong);
+        let wrong = |Wrong(file, wrong): Wrong| file.mistake(wrong);
         let files = Files::read(settings).map_err(wrong)?;
         let loaded = files.load(settings, clock).map_err(wrong)?;
         metrics.set_certificate_end(loaded.ends.timestamp());

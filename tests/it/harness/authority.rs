@@ -34,24 +34,24 @@ impl Authority {
 
     /// A certificate for these names, and its key; both in PEM.
     pub fn certificate_for(&self, names: &[&str]) -> (String, String) {
-        self.signed(CertificateParams::new(names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()).unwrap())
+        self.signed(&CertificateParams::new(names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()).unwrap())
     }
 
     /// A certificate for nobody but a common name, and its key; both in PEM.
     pub fn certificate_by_common_name(&self, name: &str) -> (String, String) {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
-        self.signed(params)
+        self.signed(&params)
     }
 
     /// A certificate for the loopback that is good in these years alone, and its key; both in PEM.
     pub fn certificate_of(&self, years: std::ops::Range<i32>) -> (String, String) {
         let mut params = CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
         (params.not_before, params.not_after) = (date_time_ymd(years.start, 1, 1), date_time_ymd(years.end, 1, 1));
-        self.signed(params)
+        self.signed(&params)
     }
 
-    fn signed(&self, params: CertificateParams) -> (String, String) {
+    fn signed(&self, params: &CertificateParams) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }

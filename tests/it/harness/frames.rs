@@ -121,7 +121,7 @@ impl Speaker {
         let (mut from, mut to) = self.0.into_split();
         let talk = async { while to.write_all(&next()).await.is_ok() {} };
         let listen = async {
-            let mut heard = [0; 16_384];
+            let mut heard = vec![0; 16_384];
             while from.read(&mut heard).await.is_ok_and(|count| count > 0) {}
         };
         let ended = async {

@@ -30,7 +30,7 @@ const ATTACKERS: usize = 16;
 /// For how long they come again.
 const ATTACK: Duration = Duration::from_secs(5);
 /// Longer than any attack takes to be ended.
-const BOUND: Duration = Duration::from_secs(120);
+const BOUND: Duration = Duration::from_mins(2);
 
 /// Resident memory, in MiB.
 fn memory(pid: Pid) -> f64 {
