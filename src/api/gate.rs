@@ -187,9 +187,11 @@ impl Gate {
             let (client, is_secure) = (self.client(&request), self.is_secure(&request));
             let mut cookies = None;
             let under_way = self.app.metrics.calls.begin(policy.rpc, face.name());
-            let mut line =
-                LogLine { face, policy, client, user_id: None, started, under_way, call_span, is_written: false };
             let deadline = deadline(face, policy, request.headers());
+            let is_hurried = deadline < policy.deadline;
+            let user_id = None;
+            let mut line =
+                LogLine { face, policy, client, user_id, started, is_hurried, under_way, call_span, is_written: false };
             let answered = async {
                 let admitted = match self.direct(policy, &request, is_secure) {
                     Ok(host) => {
@@ -481,6 +483,8 @@ struct LogLine {
     client: IpAddr,
     user_id: Option<i64>,
     started: Instant,
+    /// The caller leaves it less time than it may take.
+    is_hurried: bool,
     under_way: CallUnderWay,
     call_span: CallSpan,
     is_written: bool,
@@ -492,6 +496,8 @@ impl LogLine {
         let Self { face, policy, client, user_id, .. } = *self;
         let status = response.extensions().get::<Status>();
         let is_fault = match (face, status) {
+            // Otherwise anybody could fill the log with faults.
+            (_, Some(status)) if self.is_hurried && status.code() == tonic::Code::DeadlineExceeded => false,
             (_, Some(status)) => status::is_fault(status.code()),
             (Face::Rest, None) => response.status().is_server_error(),
             (Face::Grpc, None) => false,
