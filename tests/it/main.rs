@@ -74,6 +74,7 @@ mod security_paths;
 mod security_privacy;
 mod security_secrets;
 mod security_sessions;
+mod security_supply;
 mod security_tls;
 mod security_tokens;
 mod security_uploads;
