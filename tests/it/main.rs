@@ -72,6 +72,7 @@ mod security_limits;
 mod security_passwords;
 mod security_paths;
 mod security_privacy;
+mod security_properties;
 mod security_secrets;
 mod security_sessions;
 mod security_supply;
