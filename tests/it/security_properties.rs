@@ -300,9 +300,10 @@ async fn a_change_changes_what_it_names() {
             let mask = mask.filter(|mask| face == Face::Grpc && !mask.is_empty());
             let mut expected = profile(&user).await;
             let named = |name: &str| mask.as_ref().is_none_or(|mask| mask.contains(&name));
-            // None of these can be null, so none may be named without a value.
+            // A text that is named without a value is cleared; a flag can't be.
+            let is_flag = |name: &str| ["is_public", "streak_visibility"].contains(&name);
             let foreign = mask.iter().flatten().any(|name| *name == "id");
-            let missing = mask.iter().flatten().any(|name| !fields.contains_key(*name));
+            let missing = mask.iter().flatten().any(|name| is_flag(name) && !fields.contains_key(*name));
             let mut asked = fields.clone();
             if let Some(mask) = &mask {
                 // As protobuf writes a mask in JSON.
@@ -318,10 +319,11 @@ async fn a_change_changes_what_it_names() {
                 prop_assert_eq!(answer.status, 400, "{:?} {:?}", fields, mask);
             } else {
                 prop_assert_eq!(answer.status, 200, "{:?} {:?}: {:?}", fields, mask, answer);
-                for (name, value) in &fields {
-                    if named(name) {
-                        expected[name] = value.clone();
-                    }
+                for name in mask.iter().flatten().filter(|name| !fields.contains_key(**name)) {
+                    expected[name] = if *name == "timezone" { json!("UTC") } else { json!("") };
+                }
+                for (name, value) in fields.iter().filter(|(name, _)| named(name)) {
+                    expected[name] = value.clone();
                 }
             }
             prop_assert_eq!(profile(&user).await, expected, "{:?} {:?}", fields, mask);
