@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Values that JSON can hold, most of which no field takes.
-fn bad_values() -> Vec<Value> {
+pub fn bad_values() -> Vec<Value> {
     let huge = |text: &str| serde_json::from_str::<Value>(text).unwrap();
     vec![
         Value::Null,

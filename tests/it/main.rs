@@ -35,6 +35,7 @@ mod housekeeping;
 mod keys;
 mod letter;
 mod limits;
+mod malformed;
 mod metrics;
 mod migration_rules;
 mod migrations;
