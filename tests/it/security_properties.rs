@@ -79,7 +79,7 @@ fn an_address_stays_what_it_is() {
     });
 }
 
-/// Line 36. A masked address shows one character of what stands before the `@`, and never all of it where there are more.
+/// A masked address shows one character of what stands before the `@`, and never all of it where there are more.
 #[test]
 fn a_masked_address_keeps_its_secret() {
     check(4000, addresses(), |raw| {
@@ -103,7 +103,7 @@ fn names() -> impl Strategy<Value = String> {
     ]
 }
 
-/// Lines 42, 36. A search finds whom a plain look at the folded texts finds, whatever characters it is made of.
+/// Line 42. A search finds whom a plain look at the folded texts finds, whatever characters it is made of.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_search_finds_what_occurs() {
     for store in Store::all() {
@@ -156,7 +156,7 @@ async fn a_search_finds_what_occurs() {
     }
 }
 
-/// Lines 36, 40. By number and by token, in whatever order and whatever size of page, a walk through the directory meets each
+/// By number and by token, in whatever order and whatever size of page, a walk through the directory meets each
 /// user once, and both walks the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_walk_meets_each_user_once() {
@@ -233,7 +233,7 @@ fn values() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Lines 37, 52. Whatever JSON stands in the fields of whatever route, the answer is no fault, and in our words.
+/// Line 52. Whatever JSON stands in the fields of whatever route, the answer is no fault, and in our words.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_value_of_a_field_is_a_fault() {
     for store in Store::all() {
@@ -286,7 +286,7 @@ async fn profile(actor: &Actor) -> Value {
     actor.call(Face::Rest, "ProfileService.GetMyProfile", json!({})).await.expect(200)
 }
 
-/// Line 37. A change changes what it names, and nothing else; one with a mask no more than the mask names; and a mask that names
+/// A change changes what it names, and nothing else; one with a mask no more than the mask names; and a mask that names
 /// what there is not changes nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_changes_what_it_names() {
