@@ -266,10 +266,10 @@ impl Config {
         if postgres && !debug && http.allowed_hosts == AllowedHosts::Any && server.public_url.is_none() {
             r.warn("neither ALLOWED_HOSTS nor PUBLIC_URL is set: links in answers name whatever host the client names");
         }
-        if http.ssl_redirect && limits.trusted_proxies.is_empty() {
+        if http.ssl_redirect && tls.is_none() && limits.trusted_proxies.is_empty() {
             r.warn(
-                "SECURE_SSL_REDIRECT is true, and TRUSTED_PROXIES names no proxy that could say that it speaks TLS: whoever \
-                 comes is sent away",
+                "SECURE_SSL_REDIRECT is true, but there is no TLS_CERT_FILE, and TRUSTED_PROXIES names no proxy that could say \
+                 that it speaks TLS: whoever comes is sent away",
             );
         }
 

@@ -92,7 +92,7 @@ async fn no_rpc_but_the_upload_takes_more_than_64_kibibytes() {
     on_each_store(async |service| {
         let admin = service.admin("admin@example.com").await;
         // A field that nobody knows, and that would be skipped.
-        let long = [&[0xfa, 0x7f, 0xf0, 0xa2, 0x04][..], &[0; 70_000]].concat();
+        let long = [&[0xfa, 0x7f, 0xf0, 0xa2, 0x04][..], &vec![0; 70_000]].concat();
         for rpc in rpcs() {
             let descriptor = method(rpc);
             let path = format!("/{}/{}", descriptor.parent_service().full_name(), descriptor.name());
