@@ -5,7 +5,13 @@
 //! say that it comes from a page of ours. The cookies are `SameSite=Strict`, which costs nothing here: links lead to pages, and
 //! pages fetch from here. `__Host-` keeps other hosts of the site from setting them (RFC 6265bis §4.1.3.2).
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::response::Response;
 use http::{Extensions, HeaderMap, HeaderValue, Method, header};
@@ -39,6 +45,8 @@ pub struct Cookies {
     found: Found,
     page: Page,
     is_safe: bool,
+    /// Somebody went by the cookie.
+    was_used: Arc<AtomicBool>,
 }
 
 #[derive(Clone)]
@@ -67,7 +75,7 @@ impl Cookies {
             Use::Refresh => find(headers, REFRESH),
             Use::None => Found::None,
         };
-        Self { used, found, page, is_safe: method.is_safe() }
+        Self { used, found, page, is_safe: method.is_safe(), was_used: Arc::default() }
     }
 
     /// The token to go by; `None` where no cookie came.
@@ -75,6 +83,7 @@ impl Cookies {
     /// # Errors
     /// `PermissionDenied` if it is no page of ours that sends it; `Unauthenticated` if there are several.
     pub fn token(&self) -> Result<Option<&str>> {
+        self.was_used.store(true, Ordering::Relaxed);
         let believed = self.is_safe || self.page == Page::Ours;
         match &self.found {
             Found::None => Ok(None),
@@ -111,6 +120,8 @@ impl Cookies {
         let error = status.and_then(Status::source).and_then(|source| source.downcast_ref::<Error>());
         match (error, &self.found) {
             (_, Found::None) => false,
+            // The message had a token of its own.
+            _ if !self.was_used.load(Ordering::Relaxed) => false,
             (Some(Error::Unauthenticated(AuthFailure::SessionEnded)), _) => true,
             // An access token that ran out is refreshed; for a refresh token there is nothing.
             (Some(Error::Unauthenticated(_)), _) => self.used == Use::Refresh,

@@ -36,7 +36,7 @@ use tracing::Instrument;
 use super::{
     browser::Browsers,
     cookies::{Cookies, Use},
-    hosts, policies, status,
+    hosts, policies, status, streams,
 };
 use crate::{
     app::App,
@@ -162,6 +162,8 @@ const DISCARD_MAX_BYTES: usize = 65_536;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 /// What gRPC puts before a message.
 const GRPC_FRAME_HEAD_BYTES: usize = 5;
+/// Who leaves a call less than this finds out nothing but that.
+const HURRIED: Duration = Duration::from_secs(1);
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 impl Gate {
@@ -188,7 +190,7 @@ impl Gate {
             let mut cookies = None;
             let under_way = self.app.metrics.calls.begin(policy.rpc, face.name());
             let deadline = deadline(face, policy, request.headers());
-            let is_hurried = deadline < policy.deadline;
+            let is_hurried = deadline < policy.deadline.min(HURRIED);
             let user_id = None;
             let mut line =
                 LogLine { face, policy, client, user_id, started, is_hurried, under_way, call_span, is_written: false };
@@ -363,6 +365,8 @@ pub fn peer(request: &Request) -> IpAddr {
 /// The gate of the gRPC services, as a layer around all of them.
 pub async fn grpc(State(gate): State<Gate>, request: Request, next: Next) -> Response {
     static HEALTH: Policy = Policy::probe("grpc.health");
+    // Streams cost memory for as long as they last, so who begins them is counted.
+    static WATCH: Policy = Policy::open("grpc.health.watch", Limit::Api);
     static REFLECTION: Policy = Policy::open("grpc.reflection", Limit::Api);
     let path = request.uri().path();
     match policies::by_path(path) {
@@ -377,8 +381,17 @@ pub async fn grpc(State(gate): State<Gate>, request: Request, next: Next) -> Res
         }
         // These speak for themselves.
         None => {
-            let policy = if path.starts_with("/grpc.health.") { &HEALTH } else { &REFLECTION };
-            let handler = |request| async { status::own_words_of_others(next.run(request).await) };
+            let policy = match path {
+                "/grpc.health.v1.Health/Watch" => &WATCH,
+                path if path.starts_with("/grpc.health.") => &HEALTH,
+                _ => &REFLECTION,
+            };
+            let most = policy.max_request_bytes + GRPC_FRAME_HEAD_BYTES;
+            let request =
+                request.map(|body| streams::asked_until(Body::new(Limited::new(body, most)), policy.deadline));
+            let handler = |request| async {
+                streams::answered_within_bounds(status::own_words_of_others(next.run(request).await))
+            };
             gate.pass(Face::Grpc, policy, request, handler).await
         }
     }

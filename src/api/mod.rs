@@ -19,6 +19,7 @@ pub mod rest;
 mod role;
 pub mod router;
 pub mod status;
+mod streams;
 mod user;
 
 pub use docs::OPENAPI;

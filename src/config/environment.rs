@@ -75,7 +75,9 @@ fn read_secrets(values: &mut HashMap<String, String>, mistakes: &mut Vec<Mistake
         };
         match read {
             Ok(text) => {
-                values.insert(variable.name.to_owned(), text.strip_suffix('\n').unwrap_or(&text).to_owned());
+                let text =
+                    text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
+                values.insert(variable.name.to_owned(), text.to_owned());
             }
             Err(wrong) => mistakes.push(Mistake { name, wrong, right: format!("a file that holds {}", variable.form) }),
         }

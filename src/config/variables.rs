@@ -119,8 +119,8 @@ variables! {
         JWT_REFRESH_EXPIRATION_DELTA = "604800", "a number of seconds, no less than JWT_EXPIRATION_DELTA", Plain;
         /// Until when tokens without a session, made by the Django service, are taken.
         ACCEPT_SIMPLEJWT_UNTIL => "never", "a time as in RFC 3339, like 2027-01-31T00:00:00Z", Plain;
-        /// Keys what is derived from it: the hashes of verification codes, the seal of the outbox and of page tokens, the
-        /// signatures of events, and the counters of limits.
+        /// Keys what is derived from it: refresh tokens, the hashes of verification codes, the seal of the outbox and of page
+        /// tokens, the signatures of events, and the counters of limits. Another one ends all sessions.
         SECRET_KEY => "derived from the signing key", "a secret of at least 32 bytes", Fingerprint;
     }
     "Database" {

@@ -53,7 +53,9 @@ impl Transaction {
     /// Ends what the Django service issued to the user: no token of that says of which login it is, so all are over. A session
     /// already revoked stands for them.
     pub(super) async fn end_simplejwt(&mut self, user_id: i64) -> Result<()> {
-        self.lock_user(user_id).await?;
+        if self.lock_user(user_id).await?.is_none() {
+            return Err(Error::Unauthenticated(AuthFailure::SessionEnded));
+        }
         let (id, now) = (self.app.keys.simplejwt_session(user_id), self.now);
         let outlives_all = self.app.keys.refresh_expires_at(now);
         let over = session::ActiveModel {

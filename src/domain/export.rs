@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ColumnTrait, DerivePartialModel, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Select};
+use tracing::Instrument;
 
 use crate::{
     app::App,
@@ -74,7 +75,7 @@ impl App {
     /// `PermissionDenied`; `NotFound`; `Unavailable`, too, if the caller has two other exports or lists under way.
     pub async fn export_user(self: &Arc<Self>, call: Arc<Call>, caller: Caller, id: i64) -> Result<UserExport> {
         self.account_for_oneself_or_admin(&caller, id).await?;
-        let _place = self.turn_to_search(caller.user_id).await?;
+        let place = self.turn_to_search(caller.user_id).await?;
         self.change(move |tx| {
             Box::pin(async move {
                 // Whoever was an admin a moment ago may no longer be.
@@ -86,7 +87,13 @@ impl App {
             })
         })
         .await?;
-        self.all_of_user(id).await
+        let app = Arc::clone(self);
+        // In a task of its own, as lists are: the place is taken for as long as the database works.
+        let export = async move {
+            let _place = place;
+            app.all_of_user(id).await
+        };
+        tokio::spawn(export.in_current_span()).await.map_err(|_| Error::internal("an export panicked"))?
     }
 
     async fn all_of_user(&self, id: i64) -> Result<UserExport> {
@@ -96,8 +103,11 @@ impl App {
         let Shown { user, profile, last_login } = shown;
         let held = user_permissions(db, &user).await?;
 
-        let sessions =
-            newest::<session::Entity>(session::Column::UserId, id, session::Column::CreatedAt).all(db).await?;
+        let sessions = newest::<session::Entity>(session::Column::UserId, id, session::Column::CreatedAt)
+            // The one that stands for what the Django service issued is no login.
+            .filter(session::Column::Id.ne(self.keys.simplejwt_session(id)))
+            .all(db)
+            .await?;
         let known_networks =
             newest::<known_client::Entity>(known_client::Column::UserId, id, known_client::Column::LastLoginAt)
                 .all(db)

@@ -110,10 +110,11 @@ impl App {
         filter: Filter,
         part: Part,
     ) -> Result<Page<Recorded>> {
+        let caller_id = caller.user_id;
         if part.page_token.is_none() {
             self.note_reading(call, caller, filter.user_id).await?;
         }
-        self.page_of_trail(&filter, &part).await
+        self.page_of_trail(caller_id, &filter, &part).await
     }
 
     /// A page of what happened to the user's account: for oneself and admins.
@@ -128,10 +129,11 @@ impl App {
         part: Part,
     ) -> Result<Page<Activity>> {
         self.account_for_oneself_or_admin(&caller, user_id).await?;
-        if caller.user_id != user_id && part.page_token.is_none() {
+        let caller_id = caller.user_id;
+        if caller_id != user_id && part.page_token.is_none() {
             self.note_reading(call, caller, Some(user_id)).await?;
         }
-        let Page { events, next_page_token } = self.page_of_trail(&Filter::of_user(user_id), &part).await?;
+        let Page { events, next_page_token } = self.page_of_trail(caller_id, &Filter::of_user(user_id), &part).await?;
         Ok(Page { events: events.into_iter().map(|event| event.seen_by(user_id)).collect(), next_page_token })
     }
 
@@ -145,9 +147,10 @@ impl App {
         .await
     }
 
-    async fn page_of_trail(&self, filter: &Filter, part: &Part) -> Result<Page<Recorded>> {
+    async fn page_of_trail(&self, caller_id: i64, filter: &Filter, part: &Part) -> Result<Page<Recorded>> {
+        // Nobody goes on with what another began to read, since only the beginning is recorded.
         // A release that spells this otherwise refuses the tokens of the one before, and their callers start anew.
-        let list = format!("audit {filter:?}");
+        let list = format!("audit for {caller_id} {filter:?}");
         let after = match &part.page_token {
             None => None,
             Some(token) => {
