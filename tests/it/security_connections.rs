@@ -311,6 +311,7 @@ async fn a_client_that_calls_much_is_no_flood() {
             }
         }
     }
+    drop(speaker);
     service.stop().await;
 }
 
