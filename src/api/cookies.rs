@@ -1,5 +1,5 @@
-//! Tokens in cookies (`AUTH_COOKIES`), for pages that had better not hold any: a script that gets into such a page can't take
-//! them away. On REST and gRPC-Web alone; programs that speak gRPC keep their tokens themselves.
+//! Tokens in cookies (`AUTH_COOKIES`), for pages that had better not keep any. (A script that gets into such a page can't read
+//! them; but it can ask for new ones, which are in the answer as well, as the contract has it.) On REST and gRPC-Web alone; programs that speak gRPC keep their tokens themselves.
 //!
 //! A browser sends cookies with whatever any page asks of us, so a call with an unsafe method that is let in by a cookie must
 //! say that it comes from a page of ours. The cookies are `SameSite=Strict`, which costs nothing here: links lead to pages, and

@@ -41,7 +41,8 @@ pub struct Call {
 impl Call {
     /// The caller's program as it names itself: at most 255 characters, none of them a control character.
     pub fn user_agent(&self) -> Option<String> {
-        let text = self.user_agent.as_ref()?.to_str().ok()?;
+        // Whatever it holds: a letter that isn't ASCII must not keep the rest out of the audit.
+        let text = String::from_utf8_lossy(self.user_agent.as_ref()?.as_bytes());
         Some(text.chars().filter(|c| !c.is_control()).take(255).collect())
     }
 }

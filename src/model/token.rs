@@ -104,13 +104,21 @@ struct Claims {
     #[serde(default)]
     nbf: Option<i64>,
     jti: String,
-    user_id: String,
+    user_id: UserId,
     #[serde(default)]
     sid: Option<Uuid>,
     #[serde(default)]
     roles: Vec<String>,
     #[serde(default)]
     is_verified: bool,
+}
+
+/// A text, as we and newer releases of `SimpleJWT` write it; before 5.5 that wrote a number.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum UserId {
+    Text(String),
+    Number(i64),
 }
 
 impl Keys {
@@ -139,12 +147,12 @@ impl Keys {
 
     /// The session that stands for all access tokens of the user that the Django service made: they name none.
     pub fn simplejwt_session(&self, user_id: i64) -> Uuid {
-        self.adopted_session(&user_id.to_be_bytes())
+        self.adopted_session(b"user", &user_id.to_be_bytes())
     }
 
-    fn adopted_session(&self, of: &[u8]) -> Uuid {
+    fn adopted_session(&self, kind: &[u8], of: &[u8]) -> Uuid {
         let mut id = [0; 16];
-        id.copy_from_slice(&hmac::sign(&self.adopted, of).as_ref()[..16]);
+        id.copy_from_slice(&hmac::sign(&self.adopted, &[kind, b" ", of].concat()).as_ref()[..16]);
         uuid::Builder::from_custom_bytes(id).into_uuid()
     }
 
@@ -233,13 +241,17 @@ impl Keys {
         if claims.iat > seconds + leeway || claims.nbf.is_some_and(|nbf| nbf > seconds + leeway) {
             return Err(bad);
         }
-        let Ok(user_id) = claims.user_id.parse() else { return Err(bad) };
+        let user_id = match claims.user_id {
+            UserId::Text(text) => text.parse().ok(),
+            UserId::Number(number) => Some(number).filter(|_| is_adopted),
+        };
+        let Some(user_id) = user_id else { return Err(bad) };
         let (session_id, jti) = match (claims.sid, claims.token_type) {
             (Some(session_id), _) => (session_id, claims.jti),
             (None, Kind::Access) => (self.simplejwt_session(user_id), claims.jti),
             // The token before the first of a session of its own.
             (None, Kind::Refresh) => {
-                let session_id = self.adopted_session(claims.jti.as_bytes());
+                let session_id = self.adopted_session(b"refresh token", claims.jti.as_bytes());
                 (session_id, self.refresh_jti(session_id, 0))
             }
         };

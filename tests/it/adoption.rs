@@ -1,13 +1,14 @@
 //! Tokens that the Django service made: taken up to the time that `ACCEPT_SIMPLEJWT_UNTIL` names, as those of a session.
 
+use aws_lc_rs::hmac;
 use chrono::{DateTime, Duration};
 use identity::entity::{audit_event, session};
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Actor, Face, PASSWORD, Service, Store, within_a_second},
-    security_tokens::{assert_refused, get_me, look_into},
+    harness::{Actor, Face, PASSWORD, Service, Store, actor::claims, within_a_second},
+    security_tokens::{assert_refused, get_me, look_into, signed},
 };
 
 /// A service for which the recorded tokens of a real Django are a minute old, and whose user of that id they are.
@@ -56,7 +57,7 @@ async fn users_of_the_django_service_stay_logged_in() {
         // As with any other: within the grace the same successor, later reuse is theft and ends the session.
         let again = refresh(&user, face, &token).await.expect(200);
         let jti =
-            |tokens: &Value| crate::harness::actor::claims(tokens["refresh_token"].as_str().unwrap())["jti"].clone();
+            |tokens: &Value| claims(tokens["refresh_token"].as_str().unwrap())["jti"].clone();
         assert_eq!(jti(&again), jti(&next));
         service.clock.advance(Duration::seconds(11));
         refresh(&user, face, &token).await.expect(401);
@@ -138,6 +139,29 @@ async fn a_logout_and_a_new_password_end_all_that_the_django_service_issued_to_t
         user.call(face, "AuthService.ChangePassword", passwords).await.expect(200);
         get_me(&user, face).await.expect(401);
         refresh(&user, face, &token).await.expect(401);
+        service.stop().await;
+    }
+}
+
+/// Before 5.5 SimpleJWT wrote the user's id as a number.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_number_of_a_user_may_be_one_where_django_wrote_it() {
+    for store in Store::all() {
+        let Adopted { service, user, refresh: token } = adopted(store, Duration::days(3)).await;
+        let key = recorded()["key"].as_str().unwrap().to_owned();
+        let number = |token: &str, sid: Option<&str>| {
+            let mut claims = claims(token);
+            claims["user_id"] = json!(3);
+            if let Some(sid) = sid {
+                claims["sid"] = json!(sid);
+            }
+            signed(r#"{"alg":"HS256","typ":"JWT"}"#, &claims.to_string(), hmac::HMAC_SHA256, key.as_bytes())
+        };
+        let access = user.access_token.as_deref().unwrap();
+        get_me(&user.with_token(&number(access, None)), Face::Rest).await.expect(200);
+        refresh(&user, Face::Rest, &number(&token, None)).await.expect(200);
+        let ours = number(access, Some("0192f0c1-7f1e-7cc3-a1d2-0f6b6e9c3b52"));
+        assert_refused(&service, &ours, "TOKEN_INVALID", "a number in a token that says to be ours").await;
         service.stop().await;
     }
 }

@@ -1,6 +1,8 @@
 //! gRPC, as an attacker speaks it: long messages, long waits, and metadata that would be somebody.
 //! The lines are those of `docs/security.md`.
 
+use std::time::Duration;
+
 use identity::pb;
 use prost::Message;
 use prost_reflect::Value;
@@ -15,6 +17,36 @@ use crate::{
     },
     rest_parity::rpcs,
 };
+
+const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+
+/// Line 53.
+#[tokio::test(flavor = "multi_thread")]
+async fn health_and_reflection_take_no_more_than_64_kibibytes() {
+    let service = Service::start(Store::Sqlite).await;
+    for path in ["/grpc.health.v1.Health/Check", REFLECTION] {
+        // Field 1, a string in both, and field 7: the services are to be listed, which reflection would do.
+        let mut message = vec![0x0a];
+        prost::encoding::encode_varint(70_000, &mut message);
+        message.extend(vec![b'x'; 70_000]);
+        message.extend(b"\x3a\x00");
+        let answered = service.anonymous().call_grpc_raw(path, message).await;
+        // Health says NOT_FOUND if it reads the message, and reflection answers.
+        assert!(answered.as_ref().is_err_and(|status| status.code() != Code::NotFound), "{path}: {answered:?}");
+    }
+    service.stop().await;
+}
+
+/// Line 53.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_nobody_ends_is_ended() {
+    let service = Service::start(Store::Sqlite).await;
+    let mut answers = service.anonymous().leave_open(REFLECTION, b"\x3a\x00".to_vec()).await;
+    assert!(answers.message().await.unwrap().is_some());
+    let ended = tokio::time::timeout(Duration::from_secs(20), answers.message()).await.expect("an end within 15 s");
+    assert!(!matches!(ended, Ok(Some(_))), "{ended:?}");
+    service.stop().await;
+}
 
 /// Line 53.
 #[tokio::test(flavor = "multi_thread")]

@@ -79,7 +79,7 @@ fn an_address_stays_what_it_is() {
     });
 }
 
-/// A masked address shows one character of what stands before the `@`, and never all of it where there are more.
+/// Line 36. A masked address shows one character of what stands before the `@`, and never all of it where there are more.
 #[test]
 fn a_masked_address_keeps_its_secret() {
     check(4000, addresses(), |raw| {
@@ -103,7 +103,7 @@ fn names() -> impl Strategy<Value = String> {
     ]
 }
 
-/// Line 42. A search finds whom a plain look at the folded texts finds, whatever characters it is made of.
+/// Lines 36, 42. A search finds whom a plain look at the folded texts finds, whatever characters it is made of.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_search_finds_what_occurs() {
     for store in Store::all() {
@@ -156,7 +156,7 @@ async fn a_search_finds_what_occurs() {
     }
 }
 
-/// By number and by token, in whatever order and whatever size of page, a walk through the directory meets each
+/// Line 36. By number and by token, in whatever order and whatever size of page, a walk through the directory meets each
 /// user once, and both walks the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_walk_meets_each_user_once() {

@@ -1,5 +1,6 @@
 //! Somebody who calls the service, by REST or by gRPC: the same rpc, the same fields, the same outcome to look at.
 
+use futures_util::{StreamExt, stream};
 use std::{
     collections::BTreeMap,
     error::Error,
@@ -251,6 +252,14 @@ impl Actor {
         let mut client = Grpc::new(self.channel.clone());
         client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
         client.unary(request, path.parse().unwrap(), Bytes).await
+    }
+
+    /// Begins a stream with this message, and says nothing more without ending it.
+    pub async fn leave_open(&self, path: &str, first: Vec<u8>) -> tonic::Streaming<Vec<u8>> {
+        let mut client = Grpc::new(self.channel.clone());
+        client.ready().await.unwrap();
+        let messages = stream::once(std::future::ready(first)).chain(stream::pending());
+        client.streaming(tonic::Request::new(messages), path.parse().unwrap(), Bytes).await.unwrap().into_inner()
     }
 }
 
