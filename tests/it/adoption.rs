@@ -56,8 +56,7 @@ async fn users_of_the_django_service_stay_logged_in() {
 
         // As with any other: within the grace the same successor, later reuse is theft and ends the session.
         let again = refresh(&user, face, &token).await.expect(200);
-        let jti =
-            |tokens: &Value| claims(tokens["refresh_token"].as_str().unwrap())["jti"].clone();
+        let jti = |tokens: &Value| claims(tokens["refresh_token"].as_str().unwrap())["jti"].clone();
         assert_eq!(jti(&again), jti(&next));
         service.clock.advance(Duration::seconds(11));
         refresh(&user, face, &token).await.expect(401);

@@ -347,7 +347,8 @@ async fn an_upload_may_have_five_mebibytes_and_its_form_a_little_more() {
         // Nor does a form hold many small things.
         let part = |n| format!("--x\r\nContent-Disposition: form-data; name=\"field{n}\"\r\n\r\nx\r\n");
         let form = (0..20_000).map(part).collect::<String>() + "--x--\r\n";
-        let sent = patch().header(header::CONTENT_TYPE, "multipart/form-data; boundary=x").body(form).send().await.unwrap();
+        let sent =
+            patch().header(header::CONTENT_TYPE, "multipart/form-data; boundary=x").body(form).send().await.unwrap();
         assert!([400, 413].contains(&sent.status().as_u16()), "{}", sent.status());
         me(&user, Face::Grpc).await.expect(200);
     })
