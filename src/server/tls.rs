@@ -320,8 +320,8 @@ impl ClientCertVerifier for SignedOrOwn {
     }
 }
 
-/// A connection to the listener of this very machine, for `identity healthcheck`. It shows the service's own certificate, and
-/// takes whatever it is shown: nothing secret is said, and the files may be newer than what is in force.
+/// A connection to the listener of this very machine, for `identity healthcheck`. It shows the service's own certificate where
+/// one is required, and takes whatever it is shown: nothing secret is said, and the files may be newer than what is in force.
 ///
 /// # Errors
 /// If there is no handshake.
@@ -331,14 +331,14 @@ pub async fn connect(settings: &Settings, stream: TcpStream) -> Result<client::T
         .with_protocol_versions(&[&TLS13, &TLS12])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anyone(provider)));
-    let own = Files::read(settings).ok().and_then(|files| {
+    // Where none is required, files that are half renewed must not matter: the service runs on what is in force.
+    let is_required = matches!(settings.clients, Some((_, ClientAuth::Required)));
+    let own = is_required.then(|| Files::read(settings).ok()).flatten().and_then(|files| {
         let chain = certificates(&files.certificate, &settings.certificate).ok()?;
-        Some((chain, private_key(&files.key, &settings.key).ok()?))
+        let key = private_key(&files.key, &settings.key).ok()?;
+        builder.clone().with_client_auth_cert(chain, key).ok()
     });
-    let config = match own {
-        Some((chain, key)) => builder.with_client_auth_cert(chain, key)?,
-        None => builder.with_no_client_auth(),
-    };
+    let config = own.unwrap_or_else(|| builder.with_no_client_auth());
     let name = ServerName::try_from("localhost")?;
     Ok(TlsConnector::from(Arc::new(config)).connect(name, stream).await?)
 }
