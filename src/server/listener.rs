@@ -5,7 +5,10 @@ use std::{
     convert::Infallible,
     net::{IpAddr, SocketAddr},
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -60,6 +63,8 @@ pub struct Seats {
     app: Arc<App>,
     all: Arc<Semaphore>,
     of_client: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    /// The log says already that a client had too many.
+    warned: Arc<AtomicBool>,
     tasks: TaskTracker,
 }
 
@@ -74,7 +79,8 @@ struct Seat {
 impl Seats {
     pub fn new(app: &Arc<App>) -> Self {
         let all = Arc::new(Semaphore::new(app.config.server.max_connections));
-        Self { app: Arc::clone(app), all, of_client: Arc::default(), tasks: TaskTracker::new() }
+        let (of_client, warned) = (Arc::default(), Arc::default());
+        Self { app: Arc::clone(app), all, of_client, warned, tasks: TaskTracker::new() }
     }
 
     /// Waits until no connection is left. No more may be taken by then.
@@ -103,6 +109,21 @@ impl Seats {
         }
         self.metrics().open.inc();
         Some(Seat { _one_of_all: one_of_all, client, seats: self.clone() })
+    }
+
+    /// Takes note of a peer that got no seat.
+    fn turn_away(&self, peer: SocketAddr) {
+        self.metrics().ended(Ended::TooMany);
+        if self.warned.swap(true, Ordering::Relaxed) {
+            tracing::debug!(%peer, "its client has as many connections as it may");
+        } else {
+            let most = self.app.config.server.max_connections_per_client;
+            tracing::warn!(
+                %peer,
+                most,
+                "a client has as many connections as it may, and gets no more, here and later: a proxy belongs into TRUSTED_PROXIES"
+            );
+        }
     }
 }
 
@@ -173,8 +194,7 @@ impl Listener {
                 }
             };
             let Some(seat) = self.seats.take(one_of_all, peer) else {
-                self.seats.metrics().ended(Ended::TooMany);
-                tracing::debug!(%peer, "its client has as many connections as it may");
+                self.seats.turn_away(peer);
                 continue;
             };
             let (answers, stop) = (Arc::clone(&self.answers), stop.clone());

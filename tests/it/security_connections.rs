@@ -34,6 +34,7 @@ use crate::{
             SETTINGS, Speaker, frame, request, settings, window_update,
         },
         metrics::Metrics,
+        process::Installation,
         wait_until,
     },
 };
@@ -220,6 +221,25 @@ async fn a_client_has_so_many_connections_and_a_proxy_any_number() {
         assert_eq!(cut(&service, "too_many"), 20 - most);
         service.stop().await;
     }
+}
+
+/// Line 51.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_says_once_that_a_client_wants_too_many_connections_and_names_the_setting_for_proxies() {
+    let installation = Installation::with(&[("MAX_CONNECTIONS_PER_CLIENT", "1")]);
+    let service = installation.serve().await;
+    let mut only = connect(service.address, HEALTH).await;
+    assert_eq!(only.read_u8().await.unwrap(), b'H');
+    for _ in 0..3 {
+        let refused = TcpStream::connect(service.address).await.unwrap();
+        closed_after(refused, SOON).await.expect("it is closed");
+    }
+    let log = service.log();
+    let warnings: Vec<_> = log.lines().filter(|line| line.contains("as many connections as it may")).collect();
+    assert_eq!(warnings.len(), 1, "{log}");
+    assert!(warnings[0].contains("TRUSTED_PROXIES") && warnings[0].contains("127.0.0.1"), "{log}");
+    drop(only);
+    service.stop().await;
 }
 
 /// Line 51.
