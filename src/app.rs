@@ -1,6 +1,7 @@
 //! What the rules work with: stores, keys, clock, configuration.
 
 use std::{
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -21,7 +22,7 @@ use crate::{
     error::{Cause, Chain, Error},
     feed::{self, Feed},
     hash_pool::HashPool,
-    limiter::Limiter,
+    limiter::{Limiter, network},
     mail::Mailer,
     metrics::{self, Metrics},
     model::{
@@ -150,6 +151,13 @@ impl App {
             clock,
             db,
         })
+    }
+
+    /// The client whose share of connections and the like this address counts for; `None` if there may be anybody behind it.
+    pub fn counted_client(&self, ip: IpAddr) -> Option<IpAddr> {
+        let ip = ip.to_canonical();
+        let is_counted = !self.config.trusts_proxy(ip) && !self.limiter.is_exempt(ip);
+        is_counted.then(|| network(ip))
     }
 
     /// Begins what follows upon a change: it runs to its end, and shutdown waits for it. Its own bound is its own affair.

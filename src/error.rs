@@ -121,6 +121,8 @@ pub enum Dependency {
     PasswordHashing,
     /// The user has as many searches under way as may be, or all users together have.
     Directory,
+    /// The client has as many pictures on their way as may be, or all clients together have.
+    Pictures,
     /// The feed of changes could not be read for too long to trust it.
     Feed,
     /// The process is shutting down.

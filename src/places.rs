@@ -37,7 +37,7 @@ pub struct Place<U: Key = i64> {
     // In this order: the next of the others comes before the next of the same user.
     _common: Option<OwnedSemaphorePermit>,
     _own: Option<OwnedSemaphorePermit>,
-    _call: Call<U>,
+    _call: Option<Call<U>>,
 }
 
 /// Counts among the calls of its user.
@@ -59,8 +59,16 @@ impl<U: Key> Places<U> {
         let (call, own) = self.begin(user);
         // Neither is ever closed, so there is always one.
         let own = own.acquire_owned().await.ok();
-        let common = Arc::clone(&self.common).acquire_owned().await.ok();
-        Place { _common: common, _own: own, _call: call }
+        Place { _common: self.common().await, _own: own, _call: Some(call) }
+    }
+
+    /// As [`enter`](Self::enter), for somebody who may have any number of the places.
+    pub async fn enter_uncounted(&self) -> Place<U> {
+        Place { _common: self.common().await, _own: None, _call: None }
+    }
+
+    async fn common(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.common).acquire_owned().await.ok()
     }
 
     /// How many users have a place or wait for one.

@@ -1,9 +1,6 @@
 //! `GET /media/avatars/{file}`: a picture, for anyone who knows its name. A picture never changes under its name.
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    sync::Arc,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -18,8 +15,7 @@ use super::gate::{Face, Gate, Limit, Policy, refuse};
 use crate::{
     app::App,
     domain::{avatar::Avatar, caller::Call},
-    error::{Error, Resource},
-    limiter::network,
+    error::{Dependency, Error, Resource, Result},
     places::{Place, Places},
 };
 
@@ -29,8 +25,11 @@ static MEDIA: Policy = Policy::open("Media", Limit::Api);
 const POLICY: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; sandbox");
 
 /// Pictures that are in memory on their way out, and those of one client: whoever asks for many and takes none waits for itself.
-const MAX_SENT: usize = 64;
+/// Most are a hundred kilobytes, and none is more than about a megabyte.
+const MAX_SENT: usize = 1024;
 const MAX_SENT_TO_ONE: usize = 4;
+/// How long a picture waits for its place.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A picture on its way out. Its place is free once the last of it was taken.
 struct Sent {
@@ -51,10 +50,13 @@ pub fn routes(app: &Arc<App>, gate: &Gate) -> Router {
         let seen = request.headers().get(header::IF_NONE_MATCH).cloned();
         let (app, sending) = (&app, &sending);
         let find = move |request: Request| {
-            let client = request.extensions().get::<Arc<Call>>().map(|call| network(call.client));
-            let client = client.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+            let call = request.extensions().get::<Arc<Call>>();
+            let client = call.and_then(|call| app.counted_client(call.client));
             async move {
-                let place = sending.enter(client).await;
+                let place = match place(sending, client).await {
+                    Ok(place) => place,
+                    Err(error) => return refuse(Face::Rest, error),
+                };
                 let found = match name {
                     Ok(Path(name)) => app.avatar(&name).await,
                     Err(_) => Ok(None), // No text, and so no name of ours.
@@ -69,6 +71,18 @@ pub fn routes(app: &Arc<App>, gate: &Gate) -> Router {
         gate.pass(Face::Rest, &MEDIA, request, find).await
     };
     Router::new().route("/media/avatars/{file}", routing::get(serve))
+}
+
+/// A place for a picture that this client asked for; anybody's, if there may be many behind it.
+async fn place(sending: &Places<IpAddr>, client: Option<IpAddr>) -> Result<Place<IpAddr>> {
+    let place = async {
+        match client {
+            Some(client) => sending.enter(client).await,
+            None => sending.enter_uncounted().await,
+        }
+    };
+    let place = tokio::time::timeout(PLACE_TIMEOUT, place).await;
+    place.map_err(|late| Error::Unavailable { what: Dependency::Pictures, cause: Some(late.into()) })
 }
 
 /// The picture, or only that it is the one that the caller has.

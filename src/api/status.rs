@@ -116,6 +116,7 @@ fn tell(error: &Error) -> Told<'_> {
                 Dependency::AvatarStore => ("AVATAR_STORE_UNAVAILABLE", "Avatars are out of reach. Try again soon"),
                 Dependency::PasswordHashing => ("OVERLOADED", "Too many logins at once. Try again soon"),
                 Dependency::Directory => ("OVERLOADED", "Too many searches at once. Try again soon"),
+                Dependency::Pictures => ("OVERLOADED", "Too many pictures at once. Try again soon"),
                 Dependency::Feed => ("DATABASE_UNAVAILABLE", "Sessions can't be checked now. Try again soon"),
                 Dependency::Shutdown => ("SHUTTING_DOWN", "The service is restarting. Try again soon"),
             };

@@ -36,7 +36,6 @@ use crate::{
     api::{browser::Browsers, gate::Peer},
     app::App,
     error::{Cause, Chain},
-    limiter::network,
     metrics::connections::{Connections, Ended},
 };
 
@@ -95,10 +94,7 @@ impl Seats {
 
     /// A seat for this peer; `None` if its client has as many as it may.
     fn take(&self, one_of_all: OwnedSemaphorePermit, peer: SocketAddr) -> Option<Seat> {
-        let ip = peer.ip().to_canonical();
-        // Behind these there may be anybody.
-        let is_counted = !self.app.config.trusts_proxy(ip) && !self.app.limiter.is_exempt(ip);
-        let client = is_counted.then(|| network(ip));
+        let client = self.app.counted_client(peer.ip());
         if let Some(client) = client {
             let mut of_client = self.of_client.lock().unwrap_or_else(PoisonError::into_inner);
             let count = of_client.entry(client).or_default();

@@ -442,11 +442,25 @@ async fn who_takes_no_pictures_has_few_of_them_in_memory_and_keeps_them_from_nob
     let another = user.coming_from("203.0.113.2");
     let taken = timeout(PROMPT, another.request(Method::GET, &path).send()).await.expect("soon").unwrap();
     assert_eq!(taken.bytes().await.unwrap().len(), size);
+    // Who takes none is told soon to come back later.
+    let same = user.coming_from("203.0.113.1");
+    let refused = timeout(2 * PROMPT, same.request(Method::GET, &path).send()).await.expect("soon").unwrap();
+    assert_eq!((refused.status().as_u16(), refused.headers()["retry-after"].to_str().unwrap()), (503, "1"));
     // With the connection the places are free.
     drop(deaf);
-    let same = user.coming_from("203.0.113.1");
     let taken = timeout(PROMPT, same.request(Method::GET, &path).send()).await.expect("soon").unwrap();
     assert_eq!(taken.bytes().await.unwrap().len(), size);
+    // A proxy that doesn't say for whom it asks is no client: there may be many behind it.
+    let mut proxy = Speaker::connect(service.address, &[(INITIAL_WINDOW_SIZE, 0)]).await;
+    for n in 0..10 {
+        proxy.say(&request(2 * n + 1, &path, &[])).await.unwrap();
+    }
+    let answered = async {
+        for _ in 0..10 {
+            proxy.hear_of(HEADERS).await;
+        }
+    };
+    timeout(Duration::from_millis(1500), answered).await.expect("all are answered before anybody is refused");
     service.stop().await;
 }
 
