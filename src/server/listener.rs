@@ -19,6 +19,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use rustix::io::Errno;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -182,10 +183,15 @@ impl Listener {
         while let Some(accepted) = stop.run_until_cancelled(self.accept()).await {
             let (stream, peer, one_of_all) = match accepted {
                 Ok(accepted) => accepted,
-                Err(error) => {
-                    // Out of file handles, most likely: a moment's rest, and those in use come back.
+                Err(error) if is_exhausted(&*error) => {
+                    // A moment's rest, and what is in use comes back.
                     tracing::error!(error = %Chain(&*error), "a connection can't be accepted");
                     tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+                Err(error) => {
+                    // Of this one connection, whose client went away: the next has nothing to do with it.
+                    tracing::debug!(error = %Chain(&*error), "a connection was gone before it was taken");
                     continue;
                 }
             };
@@ -281,6 +287,12 @@ impl Answers {
             }
         }
     }
+}
+
+/// The machine is out of file handles or memory.
+fn is_exhausted(error: &(dyn std::error::Error + 'static)) -> bool {
+    let errno = error.downcast_ref().and_then(Errno::from_io_error);
+    errno.is_some_and(|errno| [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM].contains(&errno))
 }
 
 fn ended_by(stuck: Stuck) -> Ended {
