@@ -133,6 +133,11 @@ impl Line {
         let mut state = self.state();
         state.is_http2 = is_http2;
         if !is_http2 && state.calls.is_empty() {
+            // Empty lines in front of a request are none of it (RFC 9112 §2.2): some clients send one behind a body.
+            let is_empty_line = |byte: &u8| matches!(byte, b'\r' | b'\n');
+            if state.head_since.is_none() && bytes.iter().all(is_empty_line) {
+                return;
+            }
             state.head_since.get_or_insert_with(Instant::now);
             state.has_first_line |= bytes.contains(&b'\n');
         }

@@ -187,6 +187,14 @@ async fn a_head_that_begins_on_an_old_connection_must_end_as_soon() {
     stream.write_all(b"GET /api/health/ HTT").await.unwrap();
     closed_after(stream, SOON).await.expect("it is closed");
     assert_eq!(cut(&service, "head"), 1);
+    // An empty line begins none.
+    let mut stream = connect(service.address, HEALTH).await;
+    assert!(stream.read(&mut said).await.unwrap() > 0);
+    stream.write_all(b"\r\n").await.unwrap();
+    sleep(IMPATIENT.head + Duration::from_millis(300)).await;
+    stream.write_all(HEALTH.as_bytes()).await.unwrap();
+    assert!(timeout(SOON, stream.read(&mut said)).await.unwrap().unwrap() > 0, "it was closed for an empty line");
+    assert_eq!(cut(&service, "head"), 1);
     service.stop().await;
 }
 
