@@ -26,6 +26,8 @@ pub struct Patience {
     /// else a request of theirs meets a connection that is just being closed.
     pub http1_idle: Duration,
     pub http2_idle: Duration,
+    /// By either protocol, while few seats are left for others.
+    pub crowded_idle: Duration,
     /// For an answer, with a second more for each 32 KiB of it.
     pub answer: Duration,
     /// With nothing going out of what is written.
@@ -40,6 +42,7 @@ impl Default for Patience {
             head: Duration::from_secs(10),
             http1_idle: Duration::from_secs(75),
             http2_idle: Duration::from_mins(5),
+            crowded_idle: Duration::from_secs(5),
             answer: Duration::from_secs(30),
             write: Duration::from_secs(30),
             look_every: Duration::from_secs(2),
@@ -180,8 +183,8 @@ impl Line {
         self.patience.write
     }
 
-    /// What to do about it now.
-    pub fn look(&self, now: Instant) -> Look {
+    /// What to do about it now; with `is_crowded` others wait for its seat, or soon will.
+    pub fn look(&self, now: Instant, is_crowded: bool) -> Look {
         let state = self.state();
         let first = state.began + self.patience.head;
         if !state.has_asked {
@@ -193,7 +196,11 @@ impl Line {
         if state.calls.values().any(|call| call.due.is_some_and(|due| now >= due)) {
             return Look::Stuck(Stuck::Answer);
         }
-        let idle = if state.is_http2 { self.patience.http2_idle } else { self.patience.http1_idle };
+        let idle = match state.is_http2 {
+            _ if is_crowded => self.patience.crowded_idle,
+            true => self.patience.http2_idle,
+            false => self.patience.http1_idle,
+        };
         if state.calls.is_empty() && state.head_since.is_none() && now >= state.idle_since + idle {
             return Look::Idle;
         }

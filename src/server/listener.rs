@@ -89,6 +89,11 @@ impl Seats {
         self.tasks.wait().await;
     }
 
+    /// Fewer than a tenth of the seats are free: those who do nothing with theirs must leave them soon.
+    fn are_scarce(&self) -> bool {
+        self.all.available_permits() * 10 < self.app.config.server.max_connections
+    }
+
     fn metrics(&self) -> &Connections {
         &self.app.metrics.connections
     }
@@ -201,7 +206,7 @@ impl Listener {
             };
             let (answers, stop) = (Arc::clone(&self.answers), stop.clone());
             self.seats.tasks.spawn(async move {
-                if let Err(ended) = answers.serve(stream, peer, stop).await {
+                if let Err(ended) = answers.serve(stream, peer, &seat, stop).await {
                     seat.seats.metrics().ended(ended);
                     tracing::debug!(%peer, ?ended, "a connection was cut off");
                 }
@@ -224,7 +229,13 @@ impl Answers {
     ///
     /// # Errors
     /// Why we ended it.
-    async fn serve(&self, stream: TcpStream, address: SocketAddr, stop: CancellationToken) -> Result<(), Ended> {
+    async fn serve(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        seat: &Seat,
+        stop: CancellationToken,
+    ) -> Result<(), Ended> {
         let began = Instant::now();
         let mut peer = Peer { address, is_tls: false, client: None };
         let stream = match &self.tls {
@@ -261,7 +272,7 @@ impl Answers {
         let mut leave_by = None;
         loop {
             let now = Instant::now();
-            let look_at = match line.look(now) {
+            let look_at = match line.look(now, seat.seats.are_scarce()) {
                 Look::Fine(at) => at,
                 Look::Stuck(stuck) => return Err(ended_by(stuck)),
                 Look::Idle => match leave_by {

@@ -44,6 +44,7 @@ const IMPATIENT: Patience = Patience {
     head: Duration::from_millis(800),
     http1_idle: Duration::from_millis(1500),
     http2_idle: Duration::from_millis(1500),
+    crowded_idle: Duration::from_millis(300),
     answer: Duration::from_millis(800),
     write: Duration::from_millis(800),
     look_every: Duration::from_millis(100),
@@ -265,6 +266,37 @@ async fn no_more_connections_than_there_may_be_are_served_and_the_next_comes_whe
     drop(open.pop());
     assert_eq!(timeout(PROMPT, next.read_u8()).await.expect("its turn").unwrap(), b'H');
     service.stop().await;
+}
+
+/// Line 51.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_nothing_with_a_seat_leaves_it_soon_where_seats_are_scarce() {
+    let patience = Patience {
+        crowded_idle: Duration::from_millis(300),
+        look_every: Duration::from_millis(100),
+        ..Patience::default()
+    };
+    for (seats, is_crowded) in [("4", true), ("400", false)] {
+        let service = Service::start_with_patience(patience, Store::Sqlite, &[("MAX_CONNECTIONS", seats)]).await;
+        let mut idle = Vec::new();
+        for _ in 0..3 {
+            let mut stream = connect(service.address, HEALTH).await;
+            assert_eq!(stream.read_u8().await.unwrap(), b'H');
+            idle.push(stream);
+        }
+        let mut http2 = Speaker::connect(service.address, &[]).await;
+        http2.say(&request(1, "/livez", &[])).await.unwrap();
+        http2.hear_of(HEADERS).await;
+        let bye = timeout(PROMPT, http2.hear_of(GOAWAY)).await;
+        assert_eq!(bye.is_ok(), is_crowded, "HTTP/2, of {seats}");
+        for mut stream in idle {
+            let mut rest = Vec::new();
+            let end = timeout(PROMPT / 4, stream.read_to_end(&mut rest)).await;
+            assert_eq!(end.is_ok(), is_crowded, "HTTP/1, of {seats}");
+        }
+        drop(http2);
+        service.stop().await;
+    }
 }
 
 /// Line 51.
