@@ -107,10 +107,16 @@ impl Tls {
                     Err(_) => std::future::pending().await,
                 }
             };
-            tokio::select! {
+            let was_asked = tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(READ_EVERY) => self.reload(false),
-                _ = asked => self.reload(true),
+                () = tokio::time::sleep(READ_EVERY) => false,
+                _ = asked => true,
+            };
+            // The files may be far away, and slow.
+            let tls = Arc::clone(&self);
+            let reloaded = tokio::task::spawn_blocking(move || tls.reload(was_asked));
+            if let Some(Err(error)) = stop.run_until_cancelled(reloaded).await {
+                tracing::error!(%error, "the certificate can't be read anew");
             }
         }
     }
