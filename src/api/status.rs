@@ -6,10 +6,12 @@
 use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
 
 use axum::{
-    body::Body,
+    body::{Body, Bytes},
     response::{IntoResponse, Response},
 };
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::body::Frame;
 use serde::{Serialize, Serializer};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
@@ -313,8 +315,29 @@ pub fn own_words_of_others(response: Response) -> Response {
         Some(Code::NotFound) => {
             edge_status(Code::NotFound, "SERVICE_NOT_FOUND", "There is no such service").into_http()
         }
-        _ => own_words(response),
+        // What goes wrong in a stream is told at its end.
+        None => response.map(|body| Body::new(body.map_frame(own_last_words))),
+        Some(_) => own_words(response),
     }
+}
+
+/// The end of a stream, in words of ours if it is an error.
+fn own_last_words(frame: Frame<Bytes>) -> Frame<Bytes> {
+    let trailers = match frame.into_trailers() {
+        Ok(trailers) => trailers,
+        Err(frame) => return frame,
+    };
+    let code = Status::from_header_map(&trailers).map_or(Code::Ok, |status| status.code());
+    let (reason, text) = match code {
+        Code::Ok => return Frame::trailers(trailers),
+        Code::NotFound => ("NAME_NOT_FOUND", "There is nothing of this name"),
+        Code::InvalidArgument => ("MALFORMED", "The request message can't be decoded"),
+        _ => ("REFUSED", "The request can't be answered"),
+    };
+    let mut own = HeaderMap::new();
+    // Texts of ours are what a header may have.
+    drop(edge_status(code, reason, text).add_header(&mut own));
+    Frame::trailers(own)
 }
 
 /// The request was longer than its rpc allows.

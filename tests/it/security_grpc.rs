@@ -153,3 +153,26 @@ fn no_rpc_has_a_deadline_beyond_fifteen_seconds() {
     let contract = std::fs::read_to_string("build/contract.rs").unwrap();
     assert!(contract.contains("DEFAULT_DEADLINE_MS: u32 = 15_000;"));
 }
+
+/// Line 52: what reflection doesn't know it says in a trailer, behind an answer that began.
+#[tokio::test(flavor = "multi_thread")]
+async fn reflection_repeats_nothing_of_what_it_was_asked() {
+    let service = Service::start(Store::Sqlite).await;
+    for version in ["v1", "v1alpha"] {
+        let path = format!("/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");
+        // Fields 3 and 4: a file, a symbol. Field 5: an extension, of which there is none.
+        for (message, code, reason) in [
+            (&b"\x1a\x04evil"[..], Code::NotFound, "NAME_NOT_FOUND"),
+            (b"\x22\x04evil", Code::NotFound, "NAME_NOT_FOUND"),
+            (b"\x2a\x06\x0a\x04evil", Code::NotFound, "NAME_NOT_FOUND"),
+            (b"", Code::InvalidArgument, "MALFORMED"),
+        ] {
+            let status = service.anonymous().call_grpc_raw(&path, message.to_vec()).await.unwrap_err();
+            assert_told(&status, code, reason);
+            for word in ["evil", "symbol", "file", "extensions", "MessageRequest"] {
+                assert!(!status.message().contains(word), "{path}: {}", status.message());
+            }
+        }
+    }
+    service.stop().await;
+}
