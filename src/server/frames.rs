@@ -20,6 +20,8 @@ const CONTINUATION: u8 = 9;
 const RESETS: Budget = Budget { most: 1000, each: Duration::from_millis(10) };
 /// Frames beside requests and their data: settings, pings, priorities, windows.
 const CHATTER: Budget = Budget { most: 1000, each: Duration::from_millis(10) };
+/// How many clients a proxy may speak for, as far as budgets go.
+const MANY: u32 = 100;
 /// What a client may say more, as clients that measure the line do: with each request, and with each so many bytes of answers.
 const CHATTER_PER_REQUEST: u32 = 20;
 const BYTES_PER_CHATTER: usize = 1024;
@@ -27,7 +29,7 @@ const BYTES_PER_CHATTER: usize = 1024;
 /// What a client says, as it comes in.
 pub enum Speech {
     /// It is not known yet which protocol it speaks: so much of the preface is there.
-    Unknown(usize),
+    Unknown { matched: usize, speaks_for_many: bool },
     Http1,
     Http2(Frames),
 }
@@ -37,18 +39,23 @@ pub enum Speech {
 pub struct Flood;
 
 impl Speech {
+    /// Nothing is said yet. A client that speaks for many may say more.
+    pub fn new(speaks_for_many: bool) -> Self {
+        Self::Unknown { matched: 0, speaks_for_many }
+    }
+
     /// Takes note of what came in.
     ///
     /// # Errors
     /// If it was too much.
     pub fn heard(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
-        while let Self::Unknown(matched) = self
+        while let Self::Unknown { matched, speaks_for_many } = self
             && let Some((first, rest)) = bytes.split_first()
         {
             if *first != PREFACE[*matched] {
                 *self = Self::Http1;
             } else if *matched + 1 == PREFACE.len() {
-                *self = Self::Http2(Frames::new());
+                *self = Self::Http2(Frames::new(*speaks_for_many));
                 bytes = rest;
             } else {
                 *matched += 1;
@@ -57,7 +64,7 @@ impl Speech {
         }
         match self {
             Self::Http2(frames) => frames.heard(bytes),
-            Self::Unknown(_) | Self::Http1 => Ok(()),
+            Self::Unknown { .. } | Self::Http1 => Ok(()),
         }
     }
 
@@ -89,8 +96,9 @@ pub struct Frames {
 }
 
 impl Frames {
-    fn new() -> Self {
-        Self { head: [0; HEAD_BYTES], read: 0, payload: 0, resets: Purse::new(RESETS), chatter: Purse::new(CHATTER) }
+    fn new(speaks_for_many: bool) -> Self {
+        let purse = |budget: Budget| Purse::new(if speaks_for_many { budget.times(MANY) } else { budget });
+        Self { head: [0; HEAD_BYTES], read: 0, payload: 0, resets: purse(RESETS), chatter: purse(CHATTER) }
     }
 
     fn heard(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
@@ -134,6 +142,12 @@ struct Budget {
     each: Duration,
 }
 
+impl Budget {
+    fn times(self, count: u32) -> Self {
+        Self { most: self.most * count, each: self.each / count }
+    }
+}
+
 /// What is left of a budget.
 struct Purse {
     budget: Budget,
@@ -151,7 +165,7 @@ impl Purse {
         if self.left == 0 {
             // The clock is asked only now, and not with each frame.
             let now = Instant::now();
-            let earned = (now - self.filled_at).as_millis() / self.budget.each.as_millis();
+            let earned = (now - self.filled_at).as_nanos() / self.budget.each.as_nanos();
             self.filled_at = now;
             self.refund(u32::try_from(earned).unwrap_or(u32::MAX));
         }

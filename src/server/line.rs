@@ -53,6 +53,7 @@ impl Default for Patience {
 /// What is known of a connection.
 pub struct Line {
     patience: Patience,
+    speaks_for_many: bool,
     state: Mutex<State>,
 }
 
@@ -68,6 +69,8 @@ struct State {
     idle_since: Instant,
     calls: BTreeMap<u64, Under>,
     calls_so_far: u64,
+    /// When something of an answer was taken last, or a call ended.
+    moved_at: Instant,
     broken_by: Option<Stuck>,
 }
 
@@ -115,8 +118,8 @@ pub enum Stuck {
 }
 
 impl Line {
-    /// A connection that was accepted then.
-    pub fn new(began: Instant, patience: Patience) -> Arc<Self> {
+    /// A connection that was accepted then. If its client speaks for many, as a proxy does, none of them is to suffer for another.
+    pub fn new(began: Instant, patience: Patience, speaks_for_many: bool) -> Arc<Self> {
         let state = State {
             began,
             has_asked: false,
@@ -126,9 +129,15 @@ impl Line {
             idle_since: began,
             calls: BTreeMap::new(),
             calls_so_far: 0,
+            moved_at: began,
             broken_by: None,
         };
-        Arc::new(Self { patience, state: Mutex::new(state) })
+        Arc::new(Self { patience, speaks_for_many, state: Mutex::new(state) })
+    }
+
+    /// There may be many behind its client.
+    pub fn speaks_for_many(&self) -> bool {
+        self.speaks_for_many
     }
 
     /// The client sent this.
@@ -193,7 +202,8 @@ impl Line {
         if state.head_since.is_some_and(|since| now >= since + self.patience.head) {
             return Look::Stuck(Stuck::Head);
         }
-        if state.calls.values().any(|call| call.due.is_some_and(|due| now >= due)) {
+        let is_moving = self.speaks_for_many && now < state.moved_at + self.patience.answer;
+        if !is_moving && state.calls.values().any(|call| call.due.is_some_and(|due| now >= due)) {
             return Look::Stuck(Stuck::Answer);
         }
         let idle = match state.is_http2 {
@@ -257,8 +267,9 @@ impl Drop for OnLine {
     fn drop(&mut self) {
         let mut state = self.line.state();
         state.calls.remove(&self.id);
+        state.moved_at = Instant::now();
         if state.calls.is_empty() {
-            state.idle_since = Instant::now();
+            state.idle_since = state.moved_at;
         }
     }
 }
@@ -318,6 +329,7 @@ impl Buf for Piece {
 
 impl Drop for Piece {
     fn drop(&mut self) {
+        self.call.0.line.state().moved_at = Instant::now();
         self.call.with(|call| {
             call.waiting -= 1;
             call.settle();

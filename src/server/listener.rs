@@ -257,7 +257,7 @@ impl Answers {
             }
         };
 
-        let line = Line::new(began, self.patience);
+        let line = Line::new(began, self.patience, seat.client.is_none());
         let service = service_fn(|request: Request<Incoming>| {
             let (router, call) = (self.router.clone(), line.begin());
             let mut request = request.map(Body::new);

@@ -59,7 +59,7 @@ enum Refusal {
 impl Socket {
     /// A refusal of what is no request has these lines in its head, each with its end.
     pub fn new(stream: Stream, line: Arc<Line>, told: Arc<str>) -> Self {
-        let speech = Speech::Unknown(0);
+        let speech = Speech::new(line.speaks_for_many());
         Self { stream, line, told, speech, stalled: None, refusal: Refusal::None, lingers: None }
     }
 

@@ -423,6 +423,37 @@ async fn answers_that_nobody_takes_end_the_connection() {
 
 /// Line 51.
 #[tokio::test(flavor = "multi_thread")]
+async fn behind_a_proxy_nobody_is_cut_off_for_another() {
+    let proxy = [("TRUSTED_PROXIES", "127.0.0.0/8"), ("RATE_LIMIT_API", "off")];
+    let service = Service::start_with_patience(IMPATIENT, Store::Sqlite, &proxy).await;
+    let mut speaker = Speaker::connect(service.address, &[(INITIAL_WINDOW_SIZE, 0)]).await;
+    // Many clients ping and take back more than one may.
+    let pings = frame(PING, 0, 0, &[0; 8]).repeat(3000);
+    speaker.say(&pings).await.unwrap();
+    // One takes nothing of its answer; the others do, for longer than an answer may lie.
+    speaker.say(&request(1, "/api/health/", &[])).await.unwrap();
+    let begun = Instant::now();
+    let mut stream = 3;
+    while begun.elapsed() < 3 * IMPATIENT.answer {
+        speaker.say(&[request(stream, "/livez", &[]), window_update(stream, 10_000)].concat()).await.unwrap();
+        loop {
+            let heard = speaker.hear().await.expect("the others are cut off for one");
+            if heard.stream == stream && heard.flags & END_STREAM != 0 && heard.kind != PING {
+                break;
+            }
+        }
+        stream += 2;
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(cut(&service, "answer") + cut(&service, "flood"), 0);
+    // Alone, the one is cut off as ever.
+    speaker.end(SOON).await.expect("it is ended");
+    assert_eq!(cut(&service, "answer"), 1);
+    service.stop().await;
+}
+
+/// Line 51.
+#[tokio::test(flavor = "multi_thread")]
 async fn connections_with_nothing_under_way_are_told_good_bye_and_those_that_wait_for_us_stay() {
     let service = Service::start_with_patience(IMPATIENT, Store::Sqlite, &[]).await;
     // Nothing new for longer than anybody may idle, and than an answer may take: it is we who have nothing to say.
