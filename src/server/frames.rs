@@ -29,7 +29,10 @@ const BYTES_PER_CHATTER: usize = 1024;
 /// What a client says, as it comes in.
 pub enum Speech {
     /// It is not known yet which protocol it speaks: so much of the preface is there.
-    Unknown { matched: usize, speaks_for_many: bool },
+    Unknown {
+        matched: usize,
+        speaks_for_many: bool,
+    },
     Http1,
     Http2(Frames),
 }

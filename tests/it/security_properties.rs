@@ -156,7 +156,7 @@ async fn a_search_finds_what_occurs() {
     }
 }
 
-/// Line 36. By number and by token, in whatever order and whatever size of page, a walk through the directory meets each
+/// Lines 36, 40. By number and by token, in whatever order and whatever size of page, a walk through the directory meets each
 /// user once, and both walks the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_walk_meets_each_user_once() {
@@ -233,7 +233,7 @@ fn values() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Line 52. Whatever JSON stands in the fields of whatever route, the answer is no fault, and in our words.
+/// Lines 37, 52. Whatever JSON stands in the fields of whatever route, the answer is no fault, and in our words.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_value_of_a_field_is_a_fault() {
     for store in Store::all() {
@@ -286,7 +286,7 @@ async fn profile(actor: &Actor) -> Value {
     actor.call(Face::Rest, "ProfileService.GetMyProfile", json!({})).await.expect(200)
 }
 
-/// A change changes what it names, and nothing else; one with a mask no more than the mask names; and a mask that names
+/// Line 37. A change changes what it names, and nothing else; one with a mask no more than the mask names; and a mask that names
 /// what there is not changes nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_changes_what_it_names() {
