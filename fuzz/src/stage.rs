@@ -78,8 +78,8 @@ async fn start(files: &TempDir) -> (Arc<App>, Router) {
     let (mailer, _) = Mailer::memory(&config.mail).expect("a mailer");
     let clock = Clock::frozen(Clock::System.now());
     let app = Arc::new(App::new(config, clock, db, mailer).await.expect("a service"));
-    let (router, _) = router::router(&app, &CancellationToken::new()).await.expect("a router");
-    (app, router)
+    let routers = router::routers(&app, &CancellationToken::new()).await.expect("a router");
+    (app, routers.all)
 }
 
 /// The service itself.
