@@ -126,10 +126,14 @@ impl RestLine {
         let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
         let mut body = read.split_off(head_end);
         let is_whole = if !has_body {
+            body.clear();
             true
         } else if let Some(length) = length {
             while body.len() < length && stream.read_buf(&mut body).await.unwrap_or(0) > 0 {}
-            body.len() == length
+            // Behind it there may be the answer to what looked like another request.
+            let is_whole = body.len() >= length;
+            body.truncate(length);
+            is_whole
         } else {
             // Only large documents come in chunks: it is enough to know that they end.
             while !body.ends_with(b"0\r\n\r\n") && stream.read_buf(&mut body).await.unwrap_or(0) > 0 {}
