@@ -197,7 +197,8 @@ impl Line {
         let state = self.state();
         let first = state.began + self.patience.head;
         if !state.has_asked {
-            return if now < first { Look::Fine(first) } else { Look::Stuck(Stuck::Silent) };
+            let next = first.min(now + self.patience.look_every);
+            return if now < first { Look::Fine(next) } else { Look::Stuck(Stuck::Silent) };
         }
         if state.head_since.is_some_and(|since| now >= since + self.patience.head) {
             return Look::Stuck(Stuck::Head);
@@ -206,10 +207,12 @@ impl Line {
         if !is_moving && state.calls.values().any(|call| call.due.is_some_and(|due| now >= due)) {
             return Look::Stuck(Stuck::Answer);
         }
-        let idle = match state.is_http2 {
-            _ if is_crowded => self.patience.crowded_idle,
-            true => self.patience.http2_idle,
-            false => self.patience.http1_idle,
+        let idle = if is_crowded {
+            self.patience.crowded_idle
+        } else if state.is_http2 {
+            self.patience.http2_idle
+        } else {
+            self.patience.http1_idle
         };
         if state.calls.is_empty() && state.head_since.is_none() && now >= state.idle_since + idle {
             return Look::Idle;
