@@ -167,10 +167,9 @@ impl Forger {
         if wrong == 5 {
             match self.below(3) {
                 0 => {
-                    let others = [
-                        "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "PATCH", "post", "PROPFIND", "M-SEARCH",
-                        "X",
-                    ];
+                    // But DELETE, which might take the callers' accounts.
+                    let others =
+                        ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "PATCH", "post", "PROPFIND", "M-SEARCH", "X"];
                     self.pick(&others).clone_into(&mut verb);
                 }
                 1 => target
