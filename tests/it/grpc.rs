@@ -121,7 +121,7 @@ async fn a_client_in_python_learns_the_contract_by_reflection_and_calls_it() {
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     let told: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
     assert_eq!(told["profile"]["user"]["email"], "user@example.com");
-    assert_eq!(told["services"].as_array().unwrap().len(), 4);
+    assert_eq!(told["services"].as_array().unwrap().len(), 5);
     assert_eq!(told["without_token"], "UNAUTHENTICATED");
     service.stop().await;
 }

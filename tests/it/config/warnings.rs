@@ -131,8 +131,8 @@ fn settings_of_redis_without_a_redis_are_warned_of() {
 
 #[test]
 fn a_redirect_without_end_is_warned_of() {
-    let told = "SECURE_SSL_REDIRECT is true, and TRUSTED_PROXIES names no proxy that could say that it speaks TLS: whoever comes \
-                is sent away";
+    let told = "SECURE_SSL_REDIRECT is true, but there is no TLS_CERT_FILE, and TRUSTED_PROXIES names no proxy that could say \
+                that it speaks TLS: whoever comes is sent away";
     warned(&[("SECURE_SSL_REDIRECT", "true")], told);
     taken(&[("SECURE_SSL_REDIRECT", "true"), ("TRUSTED_PROXIES", "10.0.0.0/8")]);
 }
