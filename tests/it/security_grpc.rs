@@ -154,7 +154,7 @@ fn no_rpc_has_a_deadline_beyond_fifteen_seconds() {
     assert!(contract.contains("DEFAULT_DEADLINE_MS: u32 = 15_000;"));
 }
 
-/// Line 52: what reflection doesn't know it says in a trailer, behind an answer that began.
+/// Line 52. What reflection doesn't know it says in a trailer, behind an answer that began.
 #[tokio::test(flavor = "multi_thread")]
 async fn reflection_repeats_nothing_of_what_it_was_asked() {
     let service = Service::start(Store::Sqlite).await;
