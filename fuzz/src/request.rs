@@ -17,6 +17,9 @@ use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, header};
 use libfuzzer_sys::fuzzer_mutate;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 
+/// Where the service is reached, if nothing else is said.
+pub const HOST: &str = "identity.example";
+
 /// What a target is about: what a request is that doesn't say what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -70,6 +73,9 @@ impl Given {
             && !headers.contains_key(header::CONTENT_TYPE)
         {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        }
+        if !headers.contains_key(header::HOST) {
+            headers.insert(header::HOST, HeaderValue::from_static(HOST));
         }
         let has_credentials = headers.contains_key(header::AUTHORIZATION);
         for (name, value) in query {

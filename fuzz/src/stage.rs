@@ -26,7 +26,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use crate::{Given, Kind, Who};
+use crate::{Given, Kind, Who, request::HOST};
 
 /// Signs the tokens.
 pub const KEY: &str = "a-key-for-fuzzing-that-is-long-enough-0123456789";
@@ -148,7 +148,7 @@ impl Stage {
         } else {
             "/api/auth/register/"
         };
-        let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
+        let request = Request::post(path).header(header::HOST, HOST).header(header::CONTENT_TYPE, "application/json");
         let response = self.send(request.body(Body::from(account.to_string())).expect("a request")).await;
         let status = response.status();
         let body = response.into_body().collect().await.expect("an answer").to_bytes();
