@@ -21,19 +21,20 @@ use std::{
 };
 
 use axum::{
-    body::{Body, Bytes},
+    body::Body,
     extract::{Request, State},
     middleware::Next,
     response::Response,
 };
-use futures_util::{FutureExt, stream};
+use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
-use http_body_util::{BodyExt, Limited, StreamBody};
+use http_body_util::Limited;
 use tokio::time::Instant;
 use tonic::Status;
 use tracing::Instrument;
 
 use super::{
+    body::{self, SMALL_REQUEST_BYTES, Taken},
     browser::Browsers,
     cookies::{Cookies, Use},
     hosts, policies, status, streams,
@@ -43,7 +44,7 @@ use crate::{
     domain::caller::{Call, Caller, RequestId},
     error::{AuthFailure, Chain, Denial, Error, Misdirection, Result},
     metrics::{CallUnderWay, Code},
-    places::{Place, Places},
+    places::Places,
     trace::CallSpan,
 };
 
@@ -149,17 +150,12 @@ pub struct Gate {
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-/// What any request may have, in bytes: beyond, it is an upload.
-const SMALL_REQUEST_BYTES: usize = 65_536;
 /// Uploads at once: what bounds the memory that they take together.
 const MAX_UPLOADS: usize = 32;
 /// Uploads of one user at once.
 const MAX_UPLOADS_OF_ONE: usize = 2;
 /// Whose uploads those are that come without a user: no user has this id.
 const NOBODY: i64 = 0;
-/// How much of a refused request's body is read, and for how long, to spare its connection.
-const DISCARD_MAX_BYTES: usize = 65_536;
-const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 /// What gRPC puts before a message.
 const GRPC_FRAME_HEAD_BYTES: usize = 5;
 /// Who leaves a call less than this finds out nothing but that.
@@ -173,7 +169,7 @@ impl Gate {
     }
 
     /// Lets a call in, runs `handler`, and lets its answer out.
-    pub async fn pass<F, Fut>(&self, face: Face, policy: &'static Policy, mut request: Request, handler: F) -> Response
+    pub async fn pass<F, Fut>(&self, face: Face, policy: &'static Policy, request: Request, handler: F) -> Response
     where
         F: FnOnce(Request) -> Fut + Send,
         Fut: Future<Output = Response> + Send,
@@ -194,6 +190,7 @@ impl Gate {
             let user_id = None;
             let mut line =
                 LogLine { face, policy, client, user_id, started, is_hurried, under_way, call_span, is_written: false };
+            let (mut request, taken) = Taken::watch(request);
             let answered = async {
                 let admitted = match self.direct(policy, &request, is_secure) {
                     Ok(host) => {
@@ -225,7 +222,7 @@ impl Gate {
                 if policy.max_request_bytes > SMALL_REQUEST_BYTES {
                     let (uploads, place) = (self.uploads.clone(), Arc::clone(&place));
                     let sender = line.user_id.unwrap_or(NOBODY);
-                    request = request.map(|body| in_turn(body, uploads, sender, place));
+                    request = request.map(|body| body::in_turn(body, uploads, sender, place));
                 }
                 let response = handler(request).await;
                 drop(place); // Not before: what was sent is in memory until now.
@@ -241,12 +238,24 @@ impl Gate {
             if let Some(cookies) = &cookies {
                 cookies.settle(&mut response, &self.app.config.jwt);
             }
+            if taken.is_some_and(|taken| !taken.is_whole()) {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             self.browsers.tell(response.headers_mut(), is_secure);
             line.write(&response);
             response
         }
         .instrument(span)
         .await
+    }
+
+    /// Passes a call over HTTP that nothing here handles, for that `answer`.
+    pub async fn turn_down(&self, request: Request, answer: Response) -> Response {
+        let answer = async |request| {
+            body::discard(request).await;
+            answer
+        };
+        self.pass(Face::Rest, &UNKNOWN, request, answer).await
     }
 
     /// The host that the call names, if it is meant for us and comes as it must.
@@ -262,7 +271,7 @@ impl Gate {
     async fn turn_away(&self, face: Face, request: Request, error: Error) -> Response {
         let is_insecure = matches!(error, Error::Misdirected(Misdirection::Insecure));
         let redirect = (face == Face::Rest && is_insecure).then(|| hosts::redirect(&request, &self.app.config));
-        discard_body(request).await;
+        body::discard(request).await;
         redirect.flatten().unwrap_or_else(|| refuse(face, error))
     }
 
@@ -410,8 +419,7 @@ pub async fn grpc_only(State(gate): State<Gate>, mut request: Request, next: Nex
         return next.run(request).await;
     }
     let error = "Unsupported media type: this is a path of gRPC over HTTP/2, and of gRPC-Web";
-    let refuse = |_| async { status::plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, error, None) };
-    gate.pass(Face::Rest, &UNKNOWN, request, refuse).await
+    gate.turn_down(request, status::plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, error, None)).await
 }
 
 /// A refusal in the caller's protocol.
@@ -462,30 +470,6 @@ fn parse_grpc_timeout(text: &str) -> Option<Duration> {
         "n" => Duration::from_nanos(n),
         _ => return None,
     })
-}
-
-/// The body, of which more than a small request has is handed on only once its sender has a `place` among the uploads. What
-/// it says of its length counts for nothing: gRPC says none, and who sends slowly may say any.
-fn in_turn(body: Body, uploads: Places, sender: i64, place: Arc<OnceLock<Place>>) -> Body {
-    let frames = stream::try_unfold((body, 0), move |(mut body, before)| {
-        let (uploads, place) = (uploads.clone(), Arc::clone(&place));
-        async move {
-            let Some(frame) = body.frame().await.transpose()? else { return Ok(None) };
-            let received = before + frame.data_ref().map_or(0, Bytes::len);
-            if received > SMALL_REQUEST_BYTES && place.get().is_none() {
-                let _ = place.set(uploads.enter(sender).await);
-            }
-            Ok::<_, axum::Error>(Some((frame, (body, received))))
-        }
-    });
-    Body::new(StreamBody::new(frames))
-}
-
-/// Takes what is left of a refused request off the wire, so that the connection can go on; within bounds.
-async fn discard_body(request: Request) {
-    let rest = Limited::new(request.into_body(), DISCARD_MAX_BYTES).collect();
-    // What is more, or comes slower, costs the client the connection.
-    let _ = tokio::time::timeout(DISCARD_TIMEOUT, rest).await;
 }
 
 /// The one line that a call leaves in the log, and its place in the metrics, also where its client went away before the end. A fault brings its cause,

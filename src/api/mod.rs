@@ -2,6 +2,7 @@
 
 mod audit;
 mod auth;
+mod body;
 pub mod browser;
 mod cookies;
 mod cors;

@@ -64,8 +64,9 @@ pub async fn routers(app: &Arc<App>, stop: &CancellationToken) -> Result<Routers
     let refused = gate.clone();
     let not_allowed = move |request: Request| {
         let gate = refused.clone();
-        let refuse = |_| async { status::plain(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed", None) };
-        async move { gate.pass(Face::Rest, &UNKNOWN, request, refuse).await }
+        async move {
+            gate.turn_down(request, status::plain(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed", None)).await
+        }
     };
     let (app, outer) = (Arc::clone(app), gate.clone());
     let cors = cors::rules(&app.config);
@@ -142,7 +143,6 @@ async fn no_such_path(gate: &Gate, request: Request, detail: Option<&'static str
     if is_grpc {
         gate.pass(Face::Grpc, &UNKNOWN, request, |_| async { status::unknown_rpc() }).await
     } else {
-        let refuse = |_| async { status::plain(StatusCode::NOT_FOUND, "Not found", detail) };
-        gate.pass(Face::Rest, &UNKNOWN, request, refuse).await
+        gate.turn_down(request, status::plain(StatusCode::NOT_FOUND, "Not found", detail)).await
     }
 }

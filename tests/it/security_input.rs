@@ -6,6 +6,10 @@ use prost_reflect::Kind;
 use reqwest::{Method, header, multipart};
 use sea_orm::{EntityTrait, PaginatorTrait};
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::{
     bad_input::right_fields,
@@ -19,6 +23,7 @@ use crate::{
     rest::{LOGIN, MAX_BYTES, nested, post, raw},
     rest_parity::{rpcs, state},
     session::me,
+    shutdown::read_until,
 };
 
 /// Line 38.
@@ -42,6 +47,34 @@ async fn a_body_beyond_the_limit_is_too_large_announced_or_not() {
             let told = r#"{"error":"The request is too large: a body may have 65536 bytes at most"}"#;
             assert_eq!(announced.text, told);
             assert!(answer.ends_with(told), "{answer}");
+        }
+    }
+    service.stop().await;
+}
+
+/// Line 38.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_before_the_end_of_a_request_says_that_the_connection_closes() {
+    let service = Service::start(Store::Sqlite).await;
+    let login = |length: usize, sent: &str| {
+        format!(
+            "POST /api/auth/login/ HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\n\r\n{sent}"
+        )
+    };
+    for (what, request, status, closes) in [
+        ("too large", login(MAX_BYTES + 1, "{"), "413", true),
+        ("never read, for there is no such route", login(2, "{}").replace("login", "logon"), "404", false),
+        ("read", login(2, "{}"), "422", false),
+    ] {
+        let mut socket = TcpStream::connect(service.address).await.unwrap();
+        for _ in 0..if closes { 1 } else { 2 } {
+            socket.write_all(request.as_bytes()).await.unwrap();
+            let answer = read_until(&mut socket, "\r\n\r\n").await.to_lowercase();
+            assert!(answer.starts_with(&format!("http/1.1 {status}")), "{what}: {answer}");
+            let length = answer.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+            socket.read_exact(&mut vec![0; length.parse().unwrap()]).await.unwrap();
+            assert_eq!(answer.contains("\r\nconnection: close\r\n"), closes, "{what}: {answer}");
         }
     }
     service.stop().await;
@@ -332,17 +365,18 @@ async fn an_upload_may_have_five_mebibytes_and_its_form_a_little_more() {
         let patch = || user.request(Method::PATCH, "/api/profile/me/");
         // JSON gets no more than elsewhere, though this route takes uploads.
         let json = format!(r#"{{"bio": "{}"}}"#, "x".repeat(MAX_BYTES));
-        let sent = patch().header(header::CONTENT_TYPE, "application/json").body(json).send().await.unwrap();
-        assert_eq!(sent.status(), 413);
+        // Who goes on sending may find the connection closed before the answer.
+        let told = |sent: reqwest::Result<reqwest::Response>| match sent {
+            Ok(sent) => sent.status().as_u16(),
+            Err(error) if error.is_connect() => panic!("{error}"),
+            Err(_) => 413,
+        };
+        let json = patch().header(header::CONTENT_TYPE, "application/json").body(json);
+        assert_eq!(told(json.send().await), 413);
         for (length, status) in [((5 << 20) + 1, 400), ((5 << 20) + (64 << 10), 413), (20 << 20, 413)] {
             let part = multipart::Part::bytes(vec![0; length]).file_name("a.png");
-            let sent = patch().multipart(multipart::Form::new().part("avatar", part)).send().await;
-            // Who goes on sending may find the connection closed before the answer.
-            if let Ok(sent) = sent {
-                assert_eq!(sent.status(), status, "{length}");
-            } else {
-                assert_eq!(status, 413, "{length}: {sent:?}");
-            }
+            let form = patch().multipart(multipart::Form::new().part("avatar", part));
+            assert_eq!(told(form.send().await), status, "{length}");
         }
         // Nor does a form hold many small things.
         let part = |n| format!("--x\r\nContent-Disposition: form-data; name=\"field{n}\"\r\n\r\nx\r\n");
