@@ -1,10 +1,12 @@
 //! The command line: serve, and what an operator does beside it.
 
+mod import;
 mod keys;
 
 use std::{
     io::{IsTerminal, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -61,6 +63,19 @@ enum Command {
         /// The e-mail address.
         #[arg(long, value_parser = EmailAddress::parse)]
         email: EmailAddress,
+    },
+    /// Make users in bulk, from lines of JSON.
+    ///
+    /// Each line is an object. `email` is required; `password_hash` is what the service or Django stored (without one nobody
+    /// can log in until a password is set); `first_name`, `last_name`, `is_active`, `is_verified`, `is_freelancer`, `is_seller`,
+    /// `is_moderator`, `is_staff`, `is_superuser`, `date_joined`, `bio`, `is_public`, `timezone` and `streak_visibility` are as
+    /// in the REST API.
+    ///
+    /// All lines are checked before anything is written. Users whose address has an account are skipped, so a run that broke off is
+    /// simply run again. Nobody is mailed, and no event is sent.
+    Import {
+        /// The file; standard input if not given.
+        file: Option<PathBuf>,
     },
     /// Show the mails and events that wait or were given up; give those that were given up another try.
     Outbox {
@@ -131,6 +146,7 @@ impl Cli {
             Command::Serve => Box::pin(serve()).await,
             Command::Migrate => migrate().await,
             Command::Createsuperuser { email } => Box::pin(create_superuser(email)).await,
+            Command::Import { file } => Box::pin(import::import(file)).await,
             Command::Outbox { command: None } => show_outbox().await,
             Command::Outbox { command: Some(OutboxCommand::Requeue { which }) } => requeue(&which).await,
             Command::Keys { command } => command.run(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sea_orm::{ActiveModelTrait, ActiveValue::Set, EnumIter, Iterable};
+use sea_orm::{ActiveModelTrait, ActiveValue::Set, EntityTrait, EnumIter, Iterable};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -22,6 +22,8 @@ pub(super) enum Event {
     EmailVerified,
     /// By an operator, on the command line.
     SuperuserMade,
+    /// By an operator, with many others.
+    UserImported,
     /// A refresh token came back after its successor was in use: the session was ended.
     RefreshTokenReused,
     /// A login ended so many sessions of the user, which had too many.
@@ -82,6 +84,7 @@ impl Event {
             Self::LoggedOut => "session.ended",
             Self::EmailVerified => "user.email_verified",
             Self::SuperuserMade => "user.superuser_made",
+            Self::UserImported => "user.imported",
             Self::RefreshTokenReused => "session.refresh_token_reused",
             Self::SessionsCrowdedOut(_) => "session.crowded_out",
             Self::UserCreated => "user.created",
@@ -111,6 +114,7 @@ impl Event {
             | Self::LoggedOut
             | Self::EmailVerified
             | Self::SuperuserMade
+            | Self::UserImported
             | Self::RefreshTokenReused
             | Self::UserCreated
             | Self::UserExported
@@ -155,6 +159,14 @@ impl Transaction {
         self.write_audit(event, call, Some(user_id)).await
     }
 
+    /// Notes what the operator did to each of these users.
+    pub async fn audit_each(&self, event: &Event, user_ids: &[i64]) -> Result<()> {
+        let rows =
+            user_ids.iter().map(|id| self.audit_row(event.clone(), None, Some(*id))).collect::<Result<Vec<_>>>()?;
+        audit_event::Entity::insert_many(rows).exec_without_returning(&self.db).await?;
+        Ok(())
+    }
+
     /// Notes what the call did that concerns no single user.
     pub async fn audit_at_large(&self, event: Event, call: &Call) -> Result<()> {
         self.write_audit(event, Some(call), None).await
@@ -166,8 +178,13 @@ impl Transaction {
     }
 
     async fn write_audit(&self, event: Event, call: Option<&Call>, user_id: Option<i64>) -> Result<()> {
+        self.audit_row(event, call, user_id)?.insert(&self.db).await?;
+        Ok(())
+    }
+
+    fn audit_row(&self, event: Event, call: Option<&Call>, user_id: Option<i64>) -> Result<audit_event::ActiveModel> {
         let caller = call.and_then(|call| call.caller.as_ref());
-        audit_event::ActiveModel {
+        Ok(audit_event::ActiveModel {
             kind: Set(event.name().to_owned()),
             actor_id: Set(caller.map(|caller| caller.user_id).or(user_id.filter(|_| event.proves_the_user()))),
             user_id: Set(user_id),
@@ -177,9 +194,6 @@ impl Transaction {
             detail: Set(serde_json::to_string(&event.detail()).map_err(Error::internal)?),
             created_at: Set(self.now),
             ..Default::default()
-        }
-        .insert(&self.db)
-        .await?;
-        Ok(())
+        })
     }
 }

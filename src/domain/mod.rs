@@ -18,6 +18,7 @@ mod figures;
 pub mod group;
 
 pub mod housekeeping;
+pub mod import;
 mod known_client;
 pub mod letter;
 pub mod outbox;

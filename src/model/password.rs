@@ -225,6 +225,11 @@ pub fn verify(stored: &str, password: &Password, params: Argon2Params, scratch: 
     Ok(if right { Verdict::Right { outdated } } else { Verdict::Wrong })
 }
 
+/// Whether [`verify`] reads what is `stored`: some password may match it.
+pub fn is_verifiable(stored: &str) -> bool {
+    Stored::parse(stored).is_some()
+}
+
 const SALT_BYTES: usize = 16;
 const OUTPUT_BYTES: usize = 32;
 

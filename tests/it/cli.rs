@@ -14,8 +14,8 @@ use crate::harness::{
     stores::empty_database,
 };
 
-const COMMANDS: [&str; 8] =
-    ["serve", "migrate", "createsuperuser", "outbox", "event-key", "healthcheck", "config", "openapi"];
+const COMMANDS: [&str; 9] =
+    ["serve", "migrate", "createsuperuser", "import", "outbox", "event-key", "healthcheck", "config", "openapi"];
 
 async fn status_of(actor: &Actor, path: &str) -> u16 {
     actor.request(Method::GET, path).send().await.unwrap().status().as_u16()

@@ -32,6 +32,7 @@ mod grpc_web;
 mod guide;
 mod harness;
 mod housekeeping;
+mod import;
 mod keys;
 mod letter;
 mod limits;

@@ -265,6 +265,10 @@ async fn each_change_leaves_one_row_that_says_who_what_on_whom_from_where_and_wh
         let gone = admin.call(face, "UserService.DeleteUser", json!({ "id": id })).await;
         audit.expect(gone, "user.deleted", Some(boss), user, none()).await;
 
+        let imported = crate::import::import(service, &[json!({ "email": "imported@example.com" })]).await;
+        let rows = audit.news().await;
+        assert_eq!((imported.made, rows[0].actor_id, rows[0].ip.as_deref()), (1, None, None), "{rows:?}");
+
         // What takes a setting of its own is in `adoption.rs`.
         audit.seen.insert("session.adopted".into());
         assert_eq!(audit.seen, kinds(), "a kind that the contract doesn't name, or that was not walked through");
