@@ -1,13 +1,8 @@
 //! What the rules work with: stores, keys, clock, configuration.
 
-use std::{
-    net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use aws_lc_rs::hmac;
-use chrono::{DateTime, Utc};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
@@ -74,30 +69,12 @@ pub struct App {
     pub argon2: Argon2Params,
     /// What a password is held against where there is no user, so that it takes as long as where there is one.
     pub decoy: PasswordHash,
-    /// Of the users that are listed, and of all of them.
-    pub(crate) user_counts: [UserCount; 2],
     /// Searches of the directory at once: half of the connections stay for all other calls.
     pub(crate) searches: Places,
     /// Pictures that may be decoded at once: each takes as much memory as a hundred calls.
     pub(crate) decoding: Places,
     /// What runs on when its caller has gone.
     pub(crate) changes: TaskTracker,
-}
-
-/// How many users there were when they were last counted, and when that was.
-#[derive(Default)]
-pub(crate) struct UserCount(Mutex<Option<(DateTime<Utc>, u64)>>);
-
-impl UserCount {
-    /// The count, if it is less than a second old.
-    pub(crate) fn fresh(&self, now: DateTime<Utc>) -> Option<u64> {
-        let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        last.filter(|(at, _)| (0..1000).contains(&(now - at).num_milliseconds())).map(|(_, count)| count)
-    }
-
-    pub(crate) fn set(&self, count: u64, now: DateTime<Utc>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, count));
-    }
 }
 
 impl App {
@@ -143,7 +120,6 @@ impl App {
             hash_pool,
             argon2,
             decoy: PasswordHash(password::decoy(argon2)),
-            user_counts: Default::default(),
             searches: Places::new(db.max_reads() / 2, 2.min((db.max_reads() / 2).saturating_sub(1))),
             decoding: Places::new(2, 1),
             changes: TaskTracker::new(),

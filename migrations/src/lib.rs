@@ -17,6 +17,10 @@ mod m0006_outbox;
 mod m0007_sessions;
 mod m0008_feed;
 mod m0009_audit;
+mod m0010_user_counts;
+mod m0011_users_by_email;
+mod m0012_outbox_by_user;
+mod m0013_roles_in_order;
 
 use std::collections::HashSet;
 
@@ -41,6 +45,10 @@ impl MigratorTrait for Migrator {
             Box::new(m0007_sessions::Migration),
             Box::new(m0008_feed::Migration),
             Box::new(m0009_audit::Migration),
+            Box::new(m0010_user_counts::Migration),
+            Box::new(m0011_users_by_email::Migration),
+            Box::new(m0012_outbox_by_user::Migration),
+            Box::new(m0013_roles_in_order::Migration),
         ]
     }
 }

@@ -4,7 +4,7 @@ use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DbBackend, EntityTrait, ExprTrait, FromQueryResult, Order,
-    PartialModelTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, Value,
+    PartialModelTrait, QueryFilter, QueryOrder, QueryResult, QuerySelect, QueryTrait, Select, Statement, Value,
     sea_query::{CommonTableExpression, Expr, Query as Sql, SelectStatement, UnionType},
 };
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,7 @@ use crate::{
     domain::{
         caller::Caller,
         page::{PageSize, foreign_token},
+        tally::Tally,
         user::{EmailAddress, fold},
     },
     entity::{
@@ -29,8 +30,10 @@ use crate::{
 
 const SEARCH_MAX_CHARS: usize = 200;
 const SEARCH_MAX_WORDS: usize = 8;
-/// From how many users on a count of all of them may be a second old.
-const COUNTED_EACH_TIME: u64 = 10_000;
+/// How far behind a page is that is worth a look from which end it is nearer.
+const FAR: u64 = 1000;
+/// How often a page is looked for from the end while users come and go.
+const ATTEMPTS_FROM_END: usize = 3;
 /// Those who hold a role are collected and then sorted, up to so many. Of more, some come early in any order: the database
 /// chooses between that and walking through all users in order, until a page is full.
 const COLLECTED_MAX: u64 = 10_000;
@@ -208,6 +211,10 @@ impl Key {
 }
 
 impl Term {
+    fn turned_round(self) -> Self {
+        Self { descending: !self.descending, ..self }
+    }
+
     fn order(self) -> Order {
         if self.descending { Order::Desc } else { Order::Asc }
     }
@@ -329,21 +336,15 @@ impl App {
             Position::After(token) => (Start::After(ordering.values_of(self.open_page_token(&list, token)?)?), None),
         };
 
-        let backend = db.get_database_backend();
-        // A search counts on the way, for it collects all that it finds.
-        let counted = if filter.is_search() { None } else { Some(self.count_users(db, filter, view).await?) };
-        let is_collected = counted.is_none_or(|count| filter.is_by_holding() && count <= COLLECTED_MAX);
-        let page = filter.select_page(view, ordering, start, size + 1, is_collected, backend);
-        let rows = db.query_all_raw(page.build(backend)).await?;
+        let (rows, count) = find(db, filter, view, ordering, start, size + 1).await?;
         if rows.is_empty() && number.is_some_and(|number| number > NonZeroU64::MIN) {
             return Err(Error::NotFound(Resource::Page));
         }
-        let count = match (counted, rows.first()) {
-            (Some(count), _) => count,
-            (None, Some(row)) => row.try_get::<i64>("", "count")?.unsigned_abs(),
+        let count = match count {
+            Some(count) => count,
             // Where the first page is empty, they all are.
-            (None, None) if number.is_some() => 0,
-            (None, None) => self.count_users(db, filter, view).await?,
+            None if number.is_some() => 0,
+            None => count_users(db, filter, view).await?,
         };
         let users = rows.iter().map(|row| User::from_query_result(row, ""));
         let mut users: Vec<_> = users.collect::<Result<_, _>>()?;
@@ -359,28 +360,70 @@ impl App {
         }
         Ok(Page { users, count, number, next_page_token })
     }
+}
 
-    /// How many users there are to list: exactly, or where nothing is filtered and there are many, up to a second ago.
-    async fn count_users(&self, db: &impl ConnectionTrait, filter: &Filter, view: View) -> Result<u64> {
-        let is_unfiltered = !filter.is_search() && !filter.is_by_holding() && filter.is_verified.is_none();
-        let last = is_unfiltered.then(|| &self.user_counts[usize::from(view.everyone)]);
-        let now = self.clock.now();
-        if let Some(count) = last.and_then(|last| last.fresh(now)) {
-            return Ok(count);
-        }
-        let count = filter.select_count(view, db.get_database_backend()).into_tuple::<i64>().one(db).await?;
-        let count = count.unwrap_or_default().unsigned_abs();
-        if let Some(last) = last.filter(|_| count > COUNTED_EACH_TIME) {
-            last.set(count, now);
-        }
-        Ok(count)
+/// The rows of a page, and how many users there are on all pages, if the database was asked for that on the way.
+async fn find(
+    db: &impl ConnectionTrait,
+    filter: &Filter,
+    view: View,
+    ordering: &Ordering,
+    start: Start,
+    limit: u64,
+) -> Result<(Vec<QueryResult>, Option<u64>)> {
+    let backend = db.get_database_backend();
+    let select = async |start: Start, limit: u64, is_collected: bool| {
+        let page = filter.select_page(view, ordering, start, limit, is_collected, backend);
+        let rows = db.query_all_raw(page.build(backend)).await?;
+        let count = rows.first().map(|row| row.try_get::<Option<i64>>("", "count")).transpose()?.flatten();
+        Ok::<_, Error>((rows, count.map(i64::unsigned_abs)))
+    };
+    if filter.is_search() {
+        return select(start, limit, true).await;
     }
+    let is_far = matches!(start, Start::At(offset) if offset >= FAR);
+    if !filter.is_by_holding() && !is_far {
+        return select(start, limit, false).await;
+    }
+    let mut counted = count_users(db, filter, view).await?;
+    let is_collected = filter.is_by_holding() && counted <= COLLECTED_MAX;
+    if let Start::At(offset) = start {
+        if counted <= offset {
+            return Ok((Vec::new(), Some(counted)));
+        }
+        // The page is looked for from the end it is nearer to.
+        let is_counted_with_page = filter.tally(view).is_some() && !is_collected;
+        let attempts = if is_counted_with_page { ATTEMPTS_FROM_END } else { 0 };
+        for _ in 0..attempts {
+            let end = Ord::min(offset.saturating_add(limit), counted);
+            let behind = counted - end;
+            if end <= offset || behind >= offset {
+                break;
+            }
+            let (rows, count) = select(Start::BeforeLast(behind), end - offset, false).await?;
+            // In between somebody came or went: then it is another part.
+            if count == Some(counted) {
+                return Ok((rows, count));
+            }
+            counted = count.unwrap_or_default();
+        }
+    }
+    let (rows, count) = select(start, limit, is_collected).await?;
+    Ok((rows, count.or(Some(counted))))
+}
+
+/// How many users there are to list.
+async fn count_users(db: &impl ConnectionTrait, filter: &Filter, view: View) -> Result<u64> {
+    let counted = db.query_one_raw(filter.select_count(view, db.get_database_backend())).await?;
+    Ok(counted.map(|row| row.try_get::<i64>("", "count")).transpose()?.unwrap_or_default().unsigned_abs())
 }
 
 /// Where a page begins, in SQL's terms.
 pub enum Start {
     /// After so many users.
     At(u64),
+    /// Before so many users, which are the last.
+    BeforeLast(u64),
     /// After whoever has these values of the ordering's keys.
     After(Vec<Value>),
 }
@@ -395,18 +438,27 @@ impl Filter {
         self.role.is_some() || self.group_id.is_some()
     }
 
-    /// Counts whom the filter lets through.
-    pub fn select_count(&self, view: View, backend: DbBackend) -> Select<user::Entity> {
+    /// Counts whom the filter lets through, as `count`.
+    pub fn select_count(&self, view: View, backend: DbBackend) -> Statement {
+        if let Some(tally) = self.tally(view) {
+            return backend.build(&Sql::select().expr_as(tally.count(), "count").take());
+        }
         let count = user::Entity::find().select_only().expr_as(Column::Id.count(), "count");
-        count.filter(self.condition(view, backend))
+        count.filter(self.condition(view, backend)).build(backend)
+    }
+
+    /// What the flags of whom the filter lets through are; `None` if that doesn't say it all.
+    fn tally(&self, view: View) -> Option<Tally> {
+        let is_by_flags = !self.is_search() && self.group_id.is_none();
+        is_by_flags.then(|| Tally { listed_only: !view.everyone, is_verified: self.is_verified, role: self.role })
     }
 
     /// Selects at most `limit` of those whom the filter lets through.
     ///
     /// Their ids come first: an index can give them without a look at the rows of the pages before. If the filter's own
     /// index serves better than one of the order, all that it lets through are collected, and then sorted: so even if
-    /// the database takes few for many, it doesn't walk through everybody to find them. Then `count` says how many
-    /// they are.
+    /// the database takes few for many, it doesn't walk through everybody to find them. `count` says how many there are on
+    /// all pages; it is null where that is yet to be counted.
     pub fn select_page(
         &self,
         view: View,
@@ -427,11 +479,15 @@ impl Filter {
             let found = CommonTableExpression::new().table_name("found").query(found).materialized(true).to_owned();
             QuerySelect::query(&mut page).with_cte(found);
             page = page.expr_as(Expr::cust("(SELECT count(*) FROM found)"), "count");
+        } else {
+            let tally = self.tally(view).map_or(Expr::cust("CAST(NULL AS bigint)"), Tally::count);
+            page = page.expr_as(tally, "count");
         }
 
+        let is_backwards = matches!(start, Start::BeforeLast(_));
         let mut part = match start {
             // SQL counts to 2^63 - 1.
-            Start::At(offset) => all.offset(Ord::min(offset, i64::MAX.unsigned_abs())).take(),
+            Start::At(skip) | Start::BeforeLast(skip) => all.offset(Ord::min(skip, i64::MAX.unsigned_abs())).take(),
             Start::After(values) => {
                 let parts = ordering.after(&values, backend).into_iter();
                 let parts = parts.map(|after| all.clone().cond_where(after).take());
@@ -439,7 +495,7 @@ impl Filter {
             }
         };
         for term in &ordering.terms {
-            part.order_by(term.key.column(), term.order());
+            part.order_by(term.key.column(), if is_backwards { term.turned_round() } else { *term }.order());
             page = page.order_by(term.key.column(), term.order());
         }
         let ids = Sql::select().column(Column::Id).from_subquery(part.limit(limit).take(), "part").take();

@@ -82,12 +82,13 @@ impl App {
         }
     }
 
-    /// Removes what ran out, one subject after the other.
+    /// Removes what ran out, one subject after the other, and folds what adds up.
     ///
     /// # Errors
     /// `Unavailable`; what was removed until then is.
     pub async fn sweep(&self) -> Result<Swept> {
         let now = self.clock.now();
+        self.fold_user_counts().await?;
         Ok(Swept {
             sessions: self.sweep_sessions(now).await?,
             codes: self.sweep_codes(now).await?,
@@ -121,8 +122,8 @@ impl App {
         let settled = [(State::Sent, KEEP_SENT), (State::Abandoned, KEEP_UNSENT)];
         let nobody_listens = self.notifier.is_none().then_some((State::Pending, KEEP_UNSENT));
         for (state, keep) in settled.into_iter().chain(nobody_listens) {
-            let mut old =
-                Condition::all().add(outbox::Column::State.eq(state)).add(outbox::Column::NextAttemptAt.lt(now - keep));
+            let settled = state.is_of((outbox::Entity, outbox::Column::State));
+            let mut old = Condition::all().add(settled).add(outbox::Column::NextAttemptAt.lt(now - keep));
             if state == State::Pending {
                 old = old.add(outbox::Column::Kind.is_in(UserEvent::KINDS));
             }

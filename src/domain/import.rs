@@ -35,8 +35,10 @@ use crate::{
     model::password,
 };
 
-/// How many users go in one transaction: their columns are less than the 32 766 values that a statement of SQLite may have.
+/// How many users go in one transaction.
 const BATCH: usize = 1000;
+/// How many go in one statement: more gain nothing, and a slow statement is a line of the log.
+const ROWS: usize = 100;
 /// No line needs as much, even if each of its characters is escaped.
 const LINE_MAX_BYTES: u64 = 64 * 1024;
 /// How many complaints are kept to be shown.
@@ -265,7 +267,17 @@ impl App {
                 return Ok(so_far);
             }
             let read = batch.len() as u64;
-            let made = self.change(move |tx| Box::pin(async move { tx.insert_newcomers(&batch).await })).await?;
+            let made = self
+                .change(move |tx| {
+                    Box::pin(async move {
+                        let mut made = 0;
+                        for newcomers in batch.chunks(ROWS) {
+                            made += tx.insert_newcomers(newcomers).await?;
+                        }
+                        Ok(made)
+                    })
+                })
+                .await?;
             so_far.made += made;
             so_far.skipped += read - made;
             progress(so_far);

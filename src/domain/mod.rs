@@ -27,6 +27,7 @@ pub mod permission;
 pub mod profile;
 pub mod registration;
 pub mod session;
+mod tally;
 pub mod trail;
 pub mod user;
 pub mod user_permission;

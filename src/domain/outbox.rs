@@ -129,7 +129,7 @@ pub async fn requeue(db: &Db, which: GivenUp, now: DateTime<Utc>) -> Result<u64>
         .col_expr(outbox::Column::NextAttemptAt, Expr::value(now))
         // The time for which it is tried begins anew.
         .col_expr(outbox::Column::CreatedAt, Expr::value(now))
-        .filter(outbox::Column::State.eq(State::Abandoned));
+        .filter(State::Abandoned.is_of(outbox::Column::State));
     if let GivenUp::One(id) = which {
         update = update.filter(outbox::Column::Id.eq(id));
     }

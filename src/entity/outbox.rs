@@ -1,7 +1,10 @@
 //! A message to be sent: written with the change that it tells of, sent outside any transaction.
 
 use chrono::{DateTime, Utc};
-use sea_orm::entity::prelude::*;
+use sea_orm::{
+    entity::prelude::*,
+    sea_query::{Expr, ExprTrait, IntoColumnRef},
+};
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(rs_type = "i16", db_type = "SmallInteger")]
@@ -10,6 +13,18 @@ pub enum State {
     Sent = 1,
     /// Given up: refused for good, or tried for too long.
     Abandoned = 2,
+}
+
+impl State {
+    /// Whether a message is in this state, in the words of the partial indexes: a plan for any state could use none of them.
+    pub fn is_of(self, message: impl IntoColumnRef) -> Expr {
+        let number = match self {
+            Self::Pending => "0",
+            Self::Sent => "1",
+            Self::Abandoned => "2",
+        };
+        Expr::col(message).eq(Expr::cust(number))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]

@@ -18,7 +18,11 @@ const FIRST_RELEASE: [&str; 9] = [
 
 /// Statements that break a rule and do no harm: the migration, how the statement begins, and why not. A column that no
 /// release has used since the one before belongs here when it goes.
-const EXPLAINED: [(&str, &str, &str); 0] = [];
+const EXPLAINED: [(&str, &str, &str); 1] = [(
+    "m0010_user_counts",
+    "INSERT INTO USER_COUNTS (FLAGS USERS) SELECT",
+    "of a whole table it copies some sums: writes wait for a third of a second where there are a million users",
+)];
 
 #[test]
 fn no_migration_stands_in_the_way_of_the_release_before_it() {

@@ -109,6 +109,10 @@ async fn migrations_run_twice_without_effect() {
             "m0007_sessions",
             "m0008_feed",
             "m0009_audit",
+            "m0010_user_counts",
+            "m0011_users_by_email",
+            "m0012_outbox_by_user",
+            "m0013_roles_in_order",
         ];
         assert_eq!(db.pending_migrations().await.unwrap(), all, "{store:?}");
         assert_eq!(db.migrate().await.unwrap(), all, "{store:?}");
@@ -140,7 +144,7 @@ async fn ten_starters_at_once_migrate_once() {
         for starter in starters {
             applied += starter.await.unwrap();
         }
-        assert_eq!(applied, 9, "{store:?}");
+        assert_eq!(applied, 13, "{store:?}");
     }
 }
 
@@ -183,7 +187,7 @@ async fn without_the_right_to_create_pg_trgm_everything_else_is_there() {
     owner.execute_unprepared(&format!("CREATE ROLE {role}; GRANT ALL ON SCHEMA public TO {role}")).await.unwrap();
 
     let db = Db::connect(&options(&format!("{}?options=-c%20role%3D{role}", database.url))).await.unwrap();
-    assert_eq!(db.migrate().await.unwrap().len(), 9);
+    assert_eq!(db.migrate().await.unwrap().len(), 13);
     let trigrams = texts(&owner, "SELECT indexname::text FROM pg_indexes WHERE indexdef LIKE '%gin_trgm_ops%'").await;
     assert!(trigrams.is_empty(), "{trigrams:?}");
     insert_user(&db, "ada@example.com").await;
@@ -506,11 +510,11 @@ async fn role_filters_orders_and_the_outbox_are_served_by_indexes() {
             (newest.build(backend), "users_by_date_joined"),
             (by(user::Column::FirstName).build(backend), "users_by_first_name"),
             (by(user::Column::LastName).build(backend), "users_by_last_name"),
-            (by(user::Column::EmailKey).build(backend), "users_email_key"),
+            (by(user::Column::EmailKey).build(backend), "email_key"),
             (to_send.build(backend), "outbox_pending"),
             (settled(outbox::State::Sent).build(backend), "outbox_sent"),
             (settled(outbox::State::Abandoned).build(backend), "outbox_abandoned"),
-            (of_a_user.build(backend), "outbox_pending_by_user"),
+            (of_a_user.build(backend), "by_user"),
             (old_codes.build(backend), "verification_codes_by_creation"),
         ] {
             let sql = query.sql.clone();

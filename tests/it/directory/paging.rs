@@ -257,3 +257,57 @@ async fn a_token_is_good_for_its_own_list_alone() {
     })
     .await;
 }
+
+/// Beyond some depth the service looks for a page from the end, where that is nearer.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_far_behind_are_those_that_tokens_lead_to() {
+    on_each_store(async |service| {
+        let admin = service.admin("admin@example.com").await;
+        let user = service.user("user@example.com").await;
+        for from in (0..2400).step_by(800) {
+            let one = |n: u32| user::Model {
+                listed: !n.is_multiple_of(7),
+                is_verified: n.is_multiple_of(2),
+                is_freelancer: !n.is_multiple_of(3),
+                date_joined: noon() + chrono::Duration::seconds((n / 10).into()),
+                ..person(&format!("u{n}@example.com"), "Jane", &format!("Doe{}", n % 97))
+            };
+            add(service, (from..from + 800).map(one).collect()).await;
+        }
+        let filters = [
+            (&admin, json!({})),
+            (&admin, json!({ "ordering": "-email" })),
+            (&admin, json!({ "role": "freelancer", "ordering": "last_name,-id" })),
+            (&user, json!({ "ordering": "-date_joined" })),
+            (&user, json!({ "ordering": "last_name" })),
+            (&user, json!({ "is_verified": false })),
+        ];
+        for (who, filter) in filters {
+            let with = |key: &str, value: Value| {
+                let mut fields = filter.clone();
+                fields["page_size"] = json!(100);
+                fields[key] = value;
+                fields
+            };
+            let (mut token, mut number) = (json!(""), 0);
+            loop {
+                number += 1;
+                let by_token = if number == 1 { with("page", json!(1)) } else { with("page_token", token.clone()) };
+                let by_token = list(who, Face::Grpc, by_token).await.expect(200);
+                let by_number = list(who, Face::Grpc, with("page", json!(number))).await.expect(200);
+                assert_eq!(ids(&by_token), ids(&by_number), "{filter}, page {number}");
+                assert_eq!(by_token["count"], by_number["count"], "{filter}, page {number}");
+                token = by_number["next_page_token"].clone();
+                assert_eq!(by_token["next_page_token"].is_null(), token.is_null(), "{filter}, page {number}");
+                if token.as_str().unwrap_or_default().is_empty() {
+                    break;
+                }
+            }
+            let count = list(who, Face::Grpc, filter.clone()).await.expect(200)["count"].clone();
+            assert_eq!(count.as_i64().map(|count| (count + 99) / 100), Some(number), "{filter}");
+            assert!(number > 10, "{filter}: none of its pages is far");
+            list(who, Face::Rest, with("page", json!(number + 1))).await.expect(404);
+        }
+    })
+    .await;
+}

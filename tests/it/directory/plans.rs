@@ -42,11 +42,14 @@ async fn plan(service: &Service, select: &Select<user::Entity>) -> String {
 
 async fn plan_on(db: &impl ConnectionTrait, select: &Select<user::Entity>) -> String {
     let backend = db.get_database_backend();
-    let (explain, column) = match backend {
+    plan_of(db, select.build(backend)).await
+}
+
+async fn plan_of(db: &impl ConnectionTrait, query: Statement) -> String {
+    let (explain, column) = match db.get_database_backend() {
         DbBackend::Sqlite => ("EXPLAIN QUERY PLAN", "detail"),
         _ => ("EXPLAIN", "QUERY PLAN"),
     };
-    let query = select.build(backend);
     let rows = db.query_all_raw(Statement { sql: format!("{explain} {}", query.sql), ..query }).await.unwrap();
     let lines: Vec<String> = rows.iter().map(|row| row.try_get("", column).unwrap()).collect();
     lines.join("\n")
@@ -94,7 +97,7 @@ fn cases() -> Vec<Case> {
     let trigrams = "VIRTUAL TABLE INDEX 0:M";
     vec![
         case(ADMIN, all(), "id", "COVERING INDEX users_by_id", "Only Scan using users_pkey"),
-        case(ADMIN, all(), "-email", "users_email_key", "users_email_key"),
+        case(ADMIN, all(), "-email", "users_email_key", "Only Scan Backward using users_by_email_key"),
         case(STRANGER, all(), "", "COVERING INDEX users_by_id", by_id).from(Start::At(15_000)),
         case(STRANGER, all(), "first_name", "COVERING INDEX users_by_first_name", by_first_name),
         case(STRANGER, all(), "-last_name", "COVERING INDEX users_by_last_name", by_last_name),
@@ -128,8 +131,14 @@ fn cases() -> Vec<Case> {
         case(ADMIN, filter("an xanthi", None), "first_name", trigrams, "Bitmap Index Scan on users_search_text")
             .from(jane())
             .collected(),
-        case(STRANGER, filter("user7@example.com", None), "", "(email_key=?)", "Bitmap Index Scan on users_email_key")
-            .collected(),
+        case(
+            STRANGER,
+            filter("user7@example.com", None),
+            "",
+            "(email_key=?)",
+            "Bitmap Index Scan on users_by_email_key",
+        )
+        .collected(),
     ]
 }
 
@@ -143,12 +152,12 @@ async fn no_list_reads_the_whole_table_where_an_index_can_help() {
             let page = filter.select_page(view, &Ordering::parse(ordering), start, 21, is_collected, backend);
             let page = plan(service, &page).await;
             assert!(page.contains(index), "{filter:?} by {ordering:?}, without {index}:\n{page}");
-            let count = plan(service, &filter.select_count(view, backend)).await;
+            let count = plan_of(service.app.db.reader(), filter.select_count(view, backend)).await;
             for plan in [&page, &count] {
                 assert!(!plan.lines().any(|line| line.trim() == "SCAN users"), "{filter:?} by {ordering:?}:\n{plan}");
             }
             // To count nearly all of so few, PostgreSQL reads the table, and is right.
-            assert!(!page.contains("Seq Scan"), "{filter:?} by {ordering:?}:\n{page}");
+            assert!(!page.contains("Seq Scan on users "), "{filter:?} by {ordering:?}:\n{page}");
         }
     })
     .await;
@@ -169,7 +178,7 @@ async fn a_word_without_trigrams_is_not_looked_for_in_their_index() {
                 // Were it possible, it would be done now.
                 db.execute_unprepared("SET LOCAL enable_seqscan = off").await.unwrap();
             }
-            let plan = plan_on(&db, &filter(word, None).select_count(ADMIN, backend)).await;
+            let plan = plan_of(&db, filter(word, None).select_count(ADMIN, backend)).await;
             assert!(!plan.contains("users_search"), "{word}:\n{plan}");
         }
     })
