@@ -47,6 +47,7 @@ mod outbox;
 mod password;
 mod password_change;
 mod places;
+mod plans;
 mod postgres_tls;
 mod probes;
 mod profile;
