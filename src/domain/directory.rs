@@ -450,7 +450,7 @@ impl Filter {
     /// What the flags of whom the filter lets through are; `None` if that doesn't say it all.
     fn tally(&self, view: View) -> Option<Tally> {
         let is_by_flags = !self.is_search() && self.group_id.is_none();
-        is_by_flags.then(|| Tally { listed_only: !view.everyone, is_verified: self.is_verified, role: self.role })
+        is_by_flags.then_some(Tally { listed_only: !view.everyone, is_verified: self.is_verified, role: self.role })
     }
 
     /// Selects at most `limit` of those whom the filter lets through.
