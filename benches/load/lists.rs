@@ -1,0 +1,86 @@
+//! Lists of users, as their number grows.
+
+use std::time::Duration;
+
+use identity::pb;
+
+use crate::{
+    Outcome,
+    ceiling::LIST_USERS,
+    data::{self, COMMON_HOST, COMMON_NAME, EVERYBODY},
+    grpc::{self, GrpcCaller},
+    measure::{Caller, Round, round},
+    people,
+    report::{Figures, Listed},
+    rest::{Request, RestCaller},
+    run::Run,
+};
+
+pub const PAGE_ONE: &str = "page 1";
+pub const TOKEN: &str = "page_token, deep";
+pub const DEEP: &str = "page=N, deep";
+pub const RARE: &str = "search, one match";
+pub const COMMON: &str = "search, 5 % match";
+pub const COMMON_ADDRESS: &str = "search, 10 % match";
+pub const ALL_MATCH: &str = "search, all match";
+pub const ROLE: &str = "role, 1 %";
+
+/// For how long each list is asked for, again and again by one caller.
+const LENGTH: Duration = Duration::from_millis(800);
+const PAGE_SIZE: u64 = 20;
+
+/// Asks for each kind of list, as an admin who sees all and as a user who sees what is public.
+pub async fn measure(run: &mut Run<'_>, users: u64) -> Outcome<()> {
+    let address = run.service.address;
+    let user = people::log_in(address, 1).await?.remove(0);
+    let admin = people::log_in_admin(address).await?;
+    // As deep as four fifths of all: at a million users, page 40 000.
+    let deep = users / PAGE_SIZE * 4 / 5;
+    for (view, person) in [("admin", &admin), ("user", &user)] {
+        let mut queries = vec![
+            (PAGE_ONE, String::new()),
+            (DEEP, format!("?page={deep}")),
+            (RARE, format!("?search={}", data::rare(users))),
+            (COMMON, format!("?search={COMMON_NAME}")),
+            (ROLE, "?role=moderator".to_owned()),
+        ];
+        if view == "admin" {
+            // Others don't find anybody by a part of the address.
+            queries.push((COMMON_ADDRESS, format!("?search={COMMON_HOST}")));
+            queries.push((ALL_MATCH, format!("?search={EVERYBODY}")));
+        }
+        for (what, query) in queries {
+            let path = format!("/api/users/{query}");
+            let caller = RestCaller::same(address, Request::get(&path, &person.access).bytes()).await?;
+            let figures = ask(caller).await?;
+            note(run, what, path, view, users, &figures);
+        }
+        let channel = grpc::connections(address, 1).await?.remove(0);
+        let list = |request: pb::ListUsersRequest| {
+            let token = Some(person.access.as_str());
+            GrpcCaller::<_, pb::ListUsersResponse>::new(channel.clone(), LIST_USERS, token, move |_| request.clone())
+        };
+        let page = Some(i64::try_from(deep)?);
+        let mut before = list(pb::ListUsersRequest { page, ..Default::default() })?;
+        before.call().await?;
+        let page_token = before.last.map(|(_, page)| page.next_page_token);
+        let figures = ask(list(pb::ListUsersRequest { page_token, ..Default::default() })?).await?;
+        note(run, TOKEN, "ListUsers".into(), view, users, &figures);
+    }
+    Ok(())
+}
+
+async fn ask<C: Caller>(caller: C) -> Outcome<Figures> {
+    let mut callers = vec![caller];
+    round(&mut callers, None, LENGTH / 4).await?;
+    let round: Round = round(&mut callers, None, LENGTH).await?;
+    Ok(Figures::of(&[round]))
+}
+
+fn note(run: &mut Run<'_>, what: &str, path: String, view: &str, users: u64, figures: &Figures) {
+    let Figures { p50_ms, p99_ms, .. } = *figures;
+    let store = run.store.name().to_owned();
+    println!("{store:<10} {users:>8} users, {view:<5} {what:<20} ms {p50_ms:.2} {p99_ms:.2}");
+    let (what, view) = (what.to_owned(), view.to_owned());
+    run.report.lists.push(Listed { what, path, view, store, users, p50_ms, p99_ms });
+}
