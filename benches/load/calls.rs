@@ -1,8 +1,11 @@
 //! The calls that are measured: warm reads, changes of one row, and what takes a hash.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
 };
 
 use argon2::{Argon2, Block};
@@ -15,7 +18,7 @@ use crate::{
     ceiling::{GET_MY_PROFILE, GET_USER, VERIFY_TOKEN},
     data::{self, PASSWORD},
     grpc::{self, GrpcCaller},
-    measure::Caller,
+    measure::{Caller, nanos},
     people::{self, Person, text_field},
     rest::{Next, Request, RestCaller},
     run::{Run, Side},
@@ -42,11 +45,13 @@ pub async fn reads(run: &mut Run<'_>) -> Outcome<()> {
 
 /// What is one transaction, beside a bare UPDATE of one row, committed.
 pub async fn changes(run: &mut Run<'_>, stores: &Stores) -> Outcome<()> {
+    let most = run.plan.at.iter().copied().max().unwrap_or(1);
+    let rows = Updater::all(stores, run.store, most).await?;
     for at in run.plan.at.clone() {
-        let address = run.service.address;
+        let (address, rows) = (run.service.address, &rows[..at]);
         let people = people::log_in(address, at).await?;
         let patches = people.iter().map(|person| RestCaller::following(address, patch(person.access.clone()), 200));
-        beside_update(run, stores, "PATCH /api/profile/me/", all(patches).await?).await?;
+        beside_update(run, rows, "PATCH /api/profile/me/", all(patches).await?).await?;
         let channels = grpc::connections(address, at).await?;
         let updates = people.iter().zip(channels.iter().cycle()).map(|(person, channel)| {
             let (path, mut n) = ("/identity.v1.ProfileService/UpdateMyProfile", 0);
@@ -55,9 +60,9 @@ pub async fn changes(run: &mut Run<'_>, stores: &Stores) -> Outcome<()> {
                 pb::UpdateMyProfileRequest { bio: Some(format!("Number {n}.")), ..Default::default() }
             })
         });
-        beside_update(run, stores, "UpdateMyProfile", updates.collect::<Outcome<_>>()?).await?;
+        beside_update(run, rows, "UpdateMyProfile", updates.collect::<Outcome<_>>()?).await?;
         let refreshes = people.into_iter().map(|person| RestCaller::following(address, refresh(person), 200));
-        beside_update(run, stores, "POST /api/auth/refresh/", all(refreshes).await?).await?;
+        beside_update(run, rows, "POST /api/auth/refresh/", all(refreshes).await?).await?;
         let people = people::log_in(address, at).await?;
         let refreshes = people.into_iter().zip(channels.iter().cycle()).map(|(person, channel)| {
             let path = "/identity.v1.AuthService/RefreshToken";
@@ -66,15 +71,14 @@ pub async fn changes(run: &mut Run<'_>, stores: &Stores) -> Outcome<()> {
                 pb::RefreshTokenRequest { refresh_token: Some(token) }
             })
         });
-        beside_update(run, stores, "RefreshToken", refreshes.collect::<Outcome<_>>()?).await?;
+        beside_update(run, rows, "RefreshToken", refreshes.collect::<Outcome<_>>()?).await?;
     }
     Ok(())
 }
 
-async fn beside_update<C: Caller>(run: &mut Run<'_>, stores: &Stores, call: &str, callers: Vec<C>) -> Outcome<()> {
-    let bare = Updater::all(stores, run.store, callers.len()).await?;
+async fn beside_update<C: Caller>(run: &mut Run<'_>, rows: &[Updater], call: &str, callers: Vec<C>) -> Outcome<()> {
     let ours = Side { callers, pid: Some(run.service.pid()) };
-    run.compare(call, "bare UPDATE", ours, Side { callers: bare, pid: None }).await?;
+    run.compare(call, "bare UPDATE", ours, Side { callers: rows.to_vec(), pid: None }).await?;
     Ok(())
 }
 
@@ -154,29 +158,42 @@ fn registrations(made: &Arc<AtomicU64>) -> Next {
 /// Hashes, in memory of its own that it keeps, as the threads of the service do.
 struct Hasher {
     argon2: Argon2<'static>,
-    blocks: Option<Vec<Block>>,
+    blocks: Vec<Block>,
 }
 
 impl Hasher {
     fn new() -> Outcome<Self> {
         let argon2 = data::hasher()?;
         let blocks = vec![Block::new(); argon2.params().block_count()];
-        Ok(Self { argon2, blocks: Some(blocks) })
+        Ok(Self { argon2, blocks })
+    }
+
+    fn hash(&mut self) -> Outcome<()> {
+        let mut out = [0; 32];
+        self.argon2.hash_password_into_with_memory(PASSWORD.as_bytes(), &[7; 16], &mut out, &mut self.blocks)?;
+        Ok(())
     }
 }
 
 impl Caller for Hasher {
     async fn call(&mut self) -> Outcome<()> {
-        let mut blocks = self.blocks.take().ok_or("no memory")?;
-        let argon2 = self.argon2.clone();
-        let hashed = spawn_blocking(move || {
+        self.hash()
+    }
+
+    /// On a thread of its own, which goes on without asking anybody.
+    async fn call_until(mut self, end: Instant) -> Outcome<(Self, Vec<u32>)> {
+        let hashing = spawn_blocking(move || {
             lower_priority();
-            let mut out = [0; 32];
-            argon2.hash_password_into_with_memory(PASSWORD.as_bytes(), &[7; 16], &mut out, &mut blocks)?;
-            Outcome::Ok(blocks)
+            let mut latencies = Vec::new();
+            let mut now = Instant::now();
+            while now < end {
+                self.hash()?;
+                latencies.push(nanos(now.elapsed()));
+                now = Instant::now();
+            }
+            Ok((self, latencies))
         });
-        self.blocks = Some(hashed.await??);
-        Ok(())
+        hashing.await?
     }
 }
 

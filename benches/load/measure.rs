@@ -13,6 +13,24 @@ use crate::Outcome;
 pub trait Caller: Send + 'static {
     /// One call and its answer. Whatever is not the answer that was hoped for is an error.
     fn call(&mut self) -> impl Future<Output = Outcome<()>> + Send;
+
+    /// One call after the other until then, and what each took, in nanoseconds.
+    fn call_until(mut self, end: Instant) -> impl Future<Output = Outcome<(Self, Vec<u32>)>> + Send
+    where
+        Self: Sized,
+    {
+        async move {
+            let mut latencies = Vec::with_capacity(1 << 12);
+            let mut now = Instant::now();
+            while now < end {
+                self.call().await?;
+                let after = Instant::now();
+                latencies.push(nanos(after - now));
+                now = after;
+            }
+            Ok((self, latencies))
+        }
+    }
 }
 
 /// What became of some seconds of calls.
@@ -40,18 +58,8 @@ pub async fn round<C: Caller>(callers: &mut Vec<C>, pid: Option<u32>, length: Du
     let cpu_before = cpu(pid)?;
     let began = Instant::now();
     let mut tasks = JoinSet::new();
-    for mut caller in callers.drain(..) {
-        tasks.spawn(async move {
-            let mut latencies = Vec::with_capacity(1 << 12);
-            let mut now = Instant::now();
-            while now - began < length {
-                caller.call().await?;
-                let after = Instant::now();
-                latencies.push(u32::try_from((after - now).as_nanos()).unwrap_or(u32::MAX));
-                now = after;
-            }
-            Outcome::Ok((caller, latencies))
-        });
+    for caller in callers.drain(..) {
+        tasks.spawn(caller.call_until(began + length));
     }
     let mut round = Round::default();
     while let Some(done) = tasks.join_next().await {
@@ -74,7 +82,7 @@ pub async fn times<C: Caller>(callers: &mut Vec<C>, count: usize) -> Outcome<Rou
             for _ in 0..count {
                 let now = Instant::now();
                 caller.call().await?;
-                latencies.push(u32::try_from(now.elapsed().as_nanos()).unwrap_or(u32::MAX));
+                latencies.push(nanos(now.elapsed()));
             }
             Outcome::Ok((caller, latencies))
         });
@@ -87,6 +95,11 @@ pub async fn times<C: Caller>(callers: &mut Vec<C>, count: usize) -> Outcome<Rou
     }
     round.secs = began.elapsed().as_secs_f64();
     Ok(round)
+}
+
+/// In nanoseconds, as far as they go: four seconds.
+pub fn nanos(time: Duration) -> u32 {
+    u32::try_from(time.as_nanos()).unwrap_or(u32::MAX)
 }
 
 /// Seconds that the process has computed so far, in all of its threads: exact, where /proc/PID/stat counts hundredths.

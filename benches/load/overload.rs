@@ -11,7 +11,9 @@ use tokio::{
 };
 
 use crate::{
-    Outcome, data, people,
+    Outcome, data,
+    measure::nanos,
+    people,
     report::{Overload, percentile_ms},
     rest::{Request, RestCaller},
     run::Run,
@@ -46,9 +48,8 @@ pub async fn measure(run: &mut Run<'_>, capacity: f64, users: u64, length: Durat
     // Without the flood, and then with it.
     let (idle, readers) = paced(readers, READS_PER_SEC, length).await?;
     let reading = tokio::spawn(paced(readers, READS_PER_SEC, length));
-    let began = Instant::now();
     let (logins, _) = paced(clients, capacity * TIMES, length).await?;
-    let secs = began.elapsed().as_secs_f64();
+    let secs = length.as_secs_f64();
     let (reads, _) = reading.await??;
 
     let with = |answers: &Answers, status| {
@@ -93,7 +94,7 @@ async fn paced(callers: Vec<RestCaller>, rate: f64, length: Duration) -> Outcome
                 let asked = Instant::now();
                 let status = caller.exchange().await?;
                 let now = Instant::now();
-                answers.push((status, u32::try_from((now - asked).as_nanos()).unwrap_or(u32::MAX)));
+                answers.push((status, nanos(now - asked)));
                 while next <= now {
                     next += each;
                 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write};
 
 use crate::{
-    Outcome,
+    Outcome, lists,
     report::{Compared, Report},
     stores::Store,
     targets,
@@ -58,7 +58,7 @@ pub fn calls(report: &Report) -> Outcome<String> {
         inside += &text(LEFT - 8.0, y + 12.0, "end", &format!("{}, {}", c.call, c.store));
         let width = WIDTH * ratio.clamp(0.0, 1.1);
         writeln!(inside, r#"<rect x="{LEFT}" y="{y:.1}" width="{width:.1}" height="15" fill="{colour}"/>"#)?;
-        inside += &text(LEFT + width + 6.0, y + 12.0, "start", &format!("{ratio:.2}"));
+        inside += &text(LEFT + WIDTH * 1.1 + 8.0, y + 12.0, "start", &format!("{ratio:.2}"));
         if let Some(least) = targets::least(&c.call) {
             let x = LEFT + WIDTH * least;
             writeln!(inside, r##"<path d="M{x:.1} {:.1}v19" stroke="#24292f" stroke-width="2"/>"##, y - 2.0)?;
@@ -81,7 +81,7 @@ pub fn calls(report: &Report) -> Outcome<String> {
         )?;
         inside += &text(x + 18.0, bottom + 32.0, "start", words);
     }
-    Ok(picture(LEFT + WIDTH + 80.0, bottom + 48.0, &inside))
+    Ok(picture(LEFT + WIDTH + 100.0, bottom + 48.0, &inside))
 }
 
 /// Of each kind of list a line, on a panel for each store: milliseconds (p50) over users, both by powers of ten.
@@ -89,12 +89,7 @@ pub fn lists(report: &Report) -> Outcome<String> {
     const WIDTH: f64 = 320.0;
     const HEIGHT: f64 = 320.0;
     const TOP: f64 = 60.0;
-    let mut kinds: Vec<&str> = Vec::new();
-    for list in &report.lists {
-        if !kinds.contains(&list.what.as_str()) {
-            kinds.push(&list.what);
-        }
-    }
+    let kinds = lists::PLOTTED;
     // From 0.1 ms to 1 s, and from a thousand to a million.
     let y = |ms: f64| TOP + HEIGHT * (1.0 - (ms.clamp(0.1, 1000.0).log10() + 1.0) / 4.0);
     let mut inside = text(16.0, 24.0, "start", "Lists as an admin sees them, p50 in milliseconds, one caller");
@@ -107,11 +102,12 @@ pub fn lists(report: &Report) -> Outcome<String> {
             writeln!(inside, r#"<path d="M{left} {:.1}h{WIDTH}" stroke="{GREY}"/>"#, y(ms))?;
             inside += &text(left - 6.0, y(ms) + 4.0, "end", &format!("{ms}"));
         }
-        for (power, words) in [(3, "1 000"), (4, "10 000"), (5, "100 000"), (6, "1 000 000 users")] {
+        for (power, words) in [(3, "1 000"), (4, "10 000"), (5, "100 000"), (6, "1 000 000")] {
             let at = x(10_u64.pow(power));
             writeln!(inside, r#"<path d="M{at:.1} {TOP}v{HEIGHT}" stroke="{GREY}"/>"#)?;
             inside += &text(at, TOP + HEIGHT + 18.0, "middle", words);
         }
+        inside += &text(left + WIDTH / 2.0, TOP + HEIGHT + 36.0, "middle", "users");
         for (kind, colour) in kinds.iter().zip(LINES.iter().cycle()) {
             let of_kind =
                 report.lists.iter().filter(|l| l.what == *kind && l.store == store.name() && l.view == "admin");
@@ -130,5 +126,5 @@ pub fn lists(report: &Report) -> Outcome<String> {
         writeln!(inside, r#"<rect x="{legend}" y="{at:.1}" width="12" height="12" fill="{colour}"/>"#)?;
         inside += &text(legend + 18.0, at + 10.0, "start", kind);
     }
-    Ok(picture(legend + 160.0, TOP + HEIGHT + 40.0, &inside))
+    Ok(picture(legend + 160.0, TOP + HEIGHT + 52.0, &inside))
 }

@@ -26,11 +26,8 @@ pub struct Plan {
 
 impl Plan {
     pub fn new(is_quick: bool, length: Duration) -> Self {
-        if is_quick {
-            Self { rounds: 3, length, at: vec![1, 16] }
-        } else {
-            Self { rounds: 5, length, at: vec![1, 16, 64] }
-        }
+        let (rounds, at) = if is_quick { (3, vec![1, 16]) } else { (5, vec![1, 16, 64]) };
+        Self { rounds, length, at }
     }
 }
 

@@ -212,8 +212,9 @@ impl Updater {
     pub async fn all(stores: &Stores, store: Store, count: usize) -> Outcome<Vec<Self>> {
         const TABLE: &str = "CREATE TABLE rows (id BIGINT PRIMARY KEY, n BIGINT NOT NULL)";
         const ROW: &str = "INSERT INTO rows VALUES ($1, 0)";
-        let name = format!("bare_{}", Uuid::new_v4().simple());
-        let url = stores.database(store, &name).await?;
+        const FILLER: &str = "CREATE TABLE filler AS WITH RECURSIVE n (i) AS \
+            (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500) SELECT randomblob(4000) AS blob FROM n";
+        let url = stores.database(store, "bare").await?;
         let count = i64::try_from(count)?;
         match store {
             Store::Postgres => {
@@ -231,6 +232,8 @@ impl Updater {
                 let file = file.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
                 let pool = SqlitePoolOptions::new().max_connections(1).test_before_acquire(false);
                 let pool = pool.connect_with(file).await?;
+                // Its log gets the length that it has in use: a file that grows takes longer to write.
+                sqlx::query(FILLER).execute(&pool).await?;
                 sqlx::query(TABLE).execute(&pool).await?;
                 for id in 0..count {
                     sqlx::query(ROW).bind(id).execute(&pool).await?;

@@ -1,7 +1,10 @@
 //! What was to be reached, and whether it was.
 
 use crate::{
-    lists::{COMMON, COMMON_ADDRESS, DEEP, PAGE_ONE, RARE, ROLE, TOKEN},
+    lists::{
+        ALL_MATCH, COMMON, COMMON_ADDRESS, DEEP, DEEP_BY_NAME, LARGE_ROLE, LETTER, PAGE_ONE, PAGE_ONE_BY_NAME, RARE,
+        ROLE, ROLE_AND_SEARCH, TOKEN, TOKEN_BY_NAME, VERIFIED,
+    },
     report::{Compared, Report, Target},
     stores::Store,
 };
@@ -19,8 +22,23 @@ const OF_CALLS: [(&str, f64); 6] = [
     ("UpdateMyProfile", 0.60),
 ];
 /// The most that a list of a million users may take on PostgreSQL, in milliseconds. SQLite may take three times as long.
-const LISTS: [(&str, f64); 7] =
-    [(PAGE_ONE, 5.0), (TOKEN, 5.0), (DEEP, 60.0), (RARE, 20.0), (COMMON, 50.0), (COMMON_ADDRESS, 50.0), (ROLE, 10.0)];
+const LISTS: [(&str, f64); 15] = [
+    (PAGE_ONE, 5.0),
+    (PAGE_ONE_BY_NAME, 5.0),
+    (TOKEN, 5.0),
+    (TOKEN_BY_NAME, 5.0),
+    (DEEP, 60.0),
+    (DEEP_BY_NAME, 60.0),
+    (RARE, 20.0),
+    (COMMON, 50.0),
+    (COMMON_ADDRESS, 50.0),
+    (ALL_MATCH, 50.0),
+    (LETTER, 50.0),
+    (ROLE, 10.0),
+    (LARGE_ROLE, 10.0),
+    (ROLE_AND_SEARCH, 50.0),
+    (VERIFIED, 50.0),
+];
 const MANY_USERS: u64 = 1_000_000;
 
 pub fn judge(report: &Report) -> Vec<Target> {
