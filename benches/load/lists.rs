@@ -36,7 +36,7 @@ pub const VERIFIED: &str = "is_verified";
 pub const PLOTTED: [&str; 8] = [PAGE_ONE, TOKEN, DEEP, RARE, COMMON, COMMON_ADDRESS, ALL_MATCH, ROLE];
 
 /// For how long each list is asked for, again and again by one caller.
-const LENGTH: Duration = Duration::from_millis(800);
+const LENGTH: Duration = Duration::from_millis(400);
 const PAGE_SIZE: u64 = 20;
 
 /// Asks for each kind of list, as an admin who sees all and as a user who sees what is public.

@@ -62,10 +62,10 @@ struct Options {
     /// Measures nothing: writes the page and the plots anew from docs/performance.json.
     #[arg(long)]
     page: bool,
-    /// Only these parts: reads, changes, hashes, overload, lists, footprint.
+    /// Only these parts, as with --dry: reads, changes, hashes, overload, lists, footprint.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Only on this store.
+    /// Only on this store, as with --dry.
     #[arg(long)]
     store: Option<Store>,
     /// Another build of the service than the one that belongs to this.
@@ -118,7 +118,8 @@ async fn bench(options: &Options) -> Outcome<bool> {
         let met = if target.is_met { "met   " } else { "MISSED" };
         println!("{met} {}: {}, found {}", target.what, target.wanted, target.found);
     }
-    if !options.dry {
+    let is_whole = options.only.is_empty() && options.store.is_none();
+    if is_whole && !options.dry {
         report.write(JSON)?;
         fs::create_dir_all(PLOTS)?;
         fs::write(format!("{PLOTS}/calls.svg"), plot::calls(&report)?)?;
@@ -205,8 +206,8 @@ async fn calls(options: &Options, run: &mut Run<'_>, stores: &Stores, users: u64
         calls::hashes(&mut run, users).await?;
     }
     if wants_overload {
-        let busiest = run.report.calls.iter().filter(|c| c.call == calls::LOGIN && c.store == run.store.name());
-        let capacity = busiest.map(|c| c.service.calls_per_sec).reduce(f64::max).ok_or("no login was measured")?;
+        let of_hashes = run.report.calls.iter().filter(|c| c.beside == calls::HASH && c.store == run.store.name());
+        let capacity = of_hashes.map(|c| c.service.calls_per_sec).reduce(f64::max).ok_or("nothing was hashed")?;
         let length = Duration::from_secs(if options.quick { 5 } else { 15 });
         overload::measure(&mut run, capacity, users, length).await?;
     }

@@ -34,9 +34,9 @@ fn measured(report: &Report) -> Outcome<String> {
     writeln!(text, "\n## Calls\n\n![Parts of the ceiling](performance/calls.svg)\n")?;
     writeln!(
         text,
-        "| call | store | at | calls/s | ceiling | of calls | CPU/call | ceiling | of CPU | p50 | p99 | p99.9 | allocs |"
+        "| call | store | at | calls/s | ceiling | of calls | CPU/call | ceiling | of CPU | p50 | p99 | p99.9 | allocs | MiB |"
     )?;
-    writeln!(text, "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")?;
+    writeln!(text, "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")?;
     for c in &report.calls {
         let us = |us: Option<f64>| us.map_or("–".into(), |us| format!("{us:.1} µs"));
         let ratio = |ratio: Option<f64>| ratio.map_or("–".into(), |ratio| format!("{ratio:.2}"));
@@ -44,7 +44,7 @@ fn measured(report: &Report) -> Outcome<String> {
         let [p50, p99, p999] = [c.service.p50_ms, c.service.p99_ms, c.service.p999_ms].map(in_short);
         writeln!(
             text,
-            "| {} | {} | {} | {:.0} | {:.0} {} | {:.2} | {} | {} | {} | {p50} | {p99} | {p999} | {allocations} |",
+            "| {} | {} | {} | {:.0} | {:.0} {} | {:.2} | {} | {} | {} | {p50} | {p99} | {p999} | {allocations} | {:.0} |",
             c.call,
             c.store,
             c.at,
@@ -55,6 +55,7 @@ fn measured(report: &Report) -> Outcome<String> {
             us(c.service.cpu_us_per_call),
             us(c.ceiling.cpu_us_per_call),
             ratio(c.ratio_cpu),
+            c.resident_mib,
         )?;
     }
 

@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, fmt::Write};
 
 use crate::{
-    Outcome, lists,
+    Outcome,
+    calls::HASH,
+    lists,
     report::{Compared, Report},
     stores::Store,
     targets,
@@ -51,7 +53,7 @@ pub fn calls(report: &Report) -> Outcome<String> {
     }
     for (row, c) in shown.into_iter().enumerate() {
         let y = 50.0 + ROW * row as f64;
-        let (ratio, colour) = match c.ratio_cpu {
+        let (ratio, colour) = match c.ratio_cpu.filter(|_| c.beside != HASH) {
             Some(ratio) => (ratio, BLUE),
             None => (c.ratio_calls, ORANGE),
         };

@@ -44,6 +44,8 @@ pub struct Compared {
     pub ratio_calls: f64,
     pub ratio_cpu: Option<f64>,
     pub allocations: Option<f64>,
+    /// What the service has in memory afterwards.
+    pub resident_mib: f64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -138,7 +140,7 @@ impl Report {
 pub fn percentile_ms(sorted: &[u32], part: f64) -> f64 {
     let last = sorted.len().saturating_sub(1);
     let index = (part * last as f64).round() as usize;
-    sorted.get(index).map_or(f64::NAN, |nanos| f64::from(*nanos) / 1e6)
+    sorted.get(index).map_or(0.0, |nanos| f64::from(*nanos) / 1e6)
 }
 
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {

@@ -9,7 +9,7 @@ use crate::{
     Outcome,
     ceiling::{Ceiling, GrpcAnswer, Prepared, RestAnswer},
     grpc::{self, GrpcCaller, Message},
-    measure::{Caller, Round, round, times},
+    measure::{Caller, Round, resident_mib, round, times},
     report::{Compared, Figures, Report, median},
     rest::{Request, RestCaller},
     service::Service,
@@ -79,6 +79,7 @@ impl Run<'_> {
             // How many calls of the ceiling one of the service's costs, the other way round: 1 is as good as it gets.
             ratio_cpu: ceiling.pid.map(|_| 1.0 / ratio(Round::cpu_us_per_call)),
             allocations: None,
+            resident_mib: resident_mib(self.service.pid())?,
         };
         println!("{compared}");
         self.report.calls.push(compared);
@@ -86,14 +87,16 @@ impl Run<'_> {
     }
 
     /// How often the service asks for memory in one call of this caller.
-    async fn allocations<C: Caller>(&mut self, caller: C) -> Outcome<Option<f64>> {
+    async fn allocations<C: Caller>(&mut self, call: &str, caller: C) -> Outcome<Option<f64>> {
         const CALLS: usize = 2000;
         let Some(counted) = &mut self.counted else { return Ok(None) };
         let mut callers = vec![caller];
         times(&mut callers, CALLS / 4).await?;
         let before = counted.allocations()?;
         times(&mut callers, CALLS).await?;
-        Ok(Some((counted.allocations()? - before) as f64 / CALLS as f64))
+        let each = (counted.allocations()? - before) as f64 / CALLS as f64;
+        println!("{:<10} {call:<32} asks for memory {each:.1} times a call", self.store.name());
+        Ok(Some(each))
     }
 
     /// Where the build that counts is, or else the one that is measured.
@@ -107,7 +110,7 @@ impl Run<'_> {
         caller.call().await?;
         let answer = RestAnswer::of(request.method, request.path, caller.last())?;
         drop(caller);
-        let allocations = self.allocations(RestCaller::same(self.counted_at(), request.bytes()).await?).await?;
+        let allocations = self.allocations(call, RestCaller::same(self.counted_at(), request.bytes()).await?).await?;
         let ceiling = Ceiling::start(self.folder, &Prepared { rest: vec![answer], grpc: Vec::new() })?;
         for at in self.plan.at.clone() {
             let (mut ours, mut bare) = (Vec::new(), Vec::new());
@@ -142,7 +145,7 @@ impl Run<'_> {
         let mut first = caller(&grpc::connections(self.service.address, 1).await?[0])?;
         first.call().await?;
         let answer = GrpcAnswer::of(path, first.last.as_ref().ok_or("no answer")?);
-        let allocations = self.allocations(caller(&grpc::connections(self.counted_at(), 1).await?[0])?).await?;
+        let allocations = self.allocations(call, caller(&grpc::connections(self.counted_at(), 1).await?[0])?).await?;
         let ceiling = Ceiling::start(self.folder, &Prepared { rest: Vec::new(), grpc: vec![answer] })?;
         let (service_pid, ceiling_pid) = (Some(self.service.pid()), Some(ceiling.pid()));
         for at in self.plan.at.clone() {
