@@ -37,6 +37,10 @@ use report::{Import, Report};
 use run::{Plan, Run};
 use service::Installation;
 use stores::{Store, Stores};
+use tokio::signal::{
+    ctrl_c,
+    unix::{SignalKind, signal},
+};
 
 /// A result, or why there is none, in words for whoever runs this.
 pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -97,7 +101,7 @@ async fn main() -> ExitCode {
     let options = Options::parse();
     let done = match &options.ceiling {
         Some(prepared) => ceiling::serve(prepared).await.map(|()| true),
-        None => Box::pin(bench(&options)).await,
+        None => bench_unless_stopped(&options).await,
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -107,6 +111,17 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Stopped by SIGINT or SIGTERM, it takes its servers and files with it.
+async fn bench_unless_stopped(options: &Options) -> Outcome<bool> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        done = Box::pin(bench(options)) => return done,
+        interrupted = ctrl_c() => interrupted?,
+        _ = terminate.recv() => {}
+    }
+    Err("stopped; nothing was written".into())
 }
 
 /// Whether all is as `--check` wants it.

@@ -21,12 +21,15 @@ use crate::{
 
 /// How many times more than can be hashed.
 const TIMES: f64 = 10.0;
-/// Those who log in, over a connection each: fewer than one client may have, and far more than may wait for a hash.
-const CLIENTS: u32 = 500;
-/// Where they call from, so that the readers are somebody else.
-const FROM: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+/// Those who log in, over a connection each, beyond those who wait for a hash.
+const CLIENTS: usize = 400;
+/// How many wait for each thread that hashes, with the one whose turn it is.
+const WAITING: usize = 65;
+/// How many of them call from one address: fewer than one client may have connections.
+const FROM_ONE: usize = 400;
 const READERS: u32 = 8;
-const READS_PER_SEC: f64 = 400.0;
+/// How often each of them reads: 400 times a second in all.
+const READS_EVERY: Duration = Duration::from_millis(20);
 
 /// How each call of a caller went: what it answered, and how long that took.
 type Answers = Vec<(u16, u32)>;
@@ -41,14 +44,17 @@ pub async fn measure(run: &mut Run<'_>, capacity: f64, users: u64, length: Durat
         readers.push(RestCaller::same(address, read.clone()).await?);
     }
     let mut clients = Vec::new();
-    for n in 0..CLIENTS {
-        let login = people::login(&data::email(u64::from(n) % (users - 1) + 1));
-        clients.push(RestCaller::from(FROM, address, login).await?);
+    for n in 0..CLIENTS + WAITING * std::thread::available_parallelism()?.get() {
+        let login = people::login(&data::email(n as u64 % (users - 1) + 1));
+        // The readers are somebody else, at the first address.
+        let from = Ipv4Addr::new(127, 0, 0, u8::try_from(2 + n / FROM_ONE)?);
+        clients.push(RestCaller::from(from, address, login).await?);
     }
+    let each = Duration::from_secs_f64(CLIENTS as f64 / (capacity * TIMES));
     // Without the flood, and then with it.
-    let (idle, readers) = paced(readers, READS_PER_SEC, length).await?;
-    let reading = tokio::spawn(paced(readers, READS_PER_SEC, length));
-    let (logins, _) = paced(clients, capacity * TIMES, length).await?;
+    let (idle, readers) = paced(readers, READS_EVERY, length).await?;
+    let reading = tokio::spawn(paced(readers, READS_EVERY, length));
+    let (logins, _) = paced(clients, each, length).await?;
     let secs = length.as_secs_f64();
     let (reads, _) = reading.await??;
 
@@ -80,10 +86,10 @@ pub async fn measure(run: &mut Run<'_>, capacity: f64, users: u64, length: Durat
     Ok(())
 }
 
-/// Has each caller call at its times, as long as the last answer is there by then: `rate` calls a second in all, evenly spread.
-async fn paced(callers: Vec<RestCaller>, rate: f64, length: Duration) -> Outcome<(Answers, Vec<RestCaller>)> {
+/// Has each caller call at its times, so far from each other, as long as the last answer is there by then. What is answered later doesn't
+/// count.
+async fn paced(callers: Vec<RestCaller>, each: Duration, length: Duration) -> Outcome<(Answers, Vec<RestCaller>)> {
     let (began, count) = (Instant::now(), callers.len() as f64);
-    let each = Duration::from_secs_f64(count / rate);
     let mut tasks = JoinSet::new();
     for (n, mut caller) in callers.into_iter().enumerate() {
         let mut next = began + each.mul_f64(n as f64 / count);
@@ -94,7 +100,9 @@ async fn paced(callers: Vec<RestCaller>, rate: f64, length: Duration) -> Outcome
                 let asked = Instant::now();
                 let status = caller.exchange().await?;
                 let now = Instant::now();
-                answers.push((status, nanos(now - asked)));
+                if now <= began + length {
+                    answers.push((status, nanos(now - asked)));
+                }
                 while next <= now {
                     next += each;
                 }

@@ -89,17 +89,17 @@ pub fn calls(report: &Report) -> Outcome<String> {
 /// Of each kind of list a line, on a panel for each store: milliseconds (p50) over users, both by powers of ten.
 pub fn lists(report: &Report) -> Outcome<String> {
     const WIDTH: f64 = 320.0;
-    const HEIGHT: f64 = 320.0;
+    const HEIGHT: f64 = 350.0;
     const TOP: f64 = 60.0;
     let kinds = lists::PLOTTED;
-    // From 0.1 ms to 1 s, and from a thousand to a million.
-    let y = |ms: f64| TOP + HEIGHT * (1.0 - (ms.clamp(0.1, 1000.0).log10() + 1.0) / 4.0);
+    // From 0.1 ms to 10 s, and from a thousand to a million.
+    let y = |ms: f64| TOP + HEIGHT * (1.0 - (ms.clamp(0.1, 10_000.0).log10() + 1.0) / 5.0);
     let mut inside = text(16.0, 24.0, "start", "Lists as an admin sees them, p50 in milliseconds, one caller");
     for (panel, store) in [Store::Postgres, Store::Sqlite].into_iter().enumerate() {
-        let left = 60.0 + (WIDTH + 60.0) * panel as f64;
+        let left = 60.0 + (WIDTH + 90.0) * panel as f64;
         let x = |users: u64| left + WIDTH * ((users as f64).log10() - 3.0) / 3.0;
         inside += &text(left + WIDTH / 2.0, TOP - 12.0, "middle", store.name());
-        for power in -1..=3 {
+        for power in -1..=4 {
             let ms = 10_f64.powi(power);
             writeln!(inside, r#"<path d="M{left} {:.1}h{WIDTH}" stroke="{GREY}"/>"#, y(ms))?;
             inside += &text(left - 6.0, y(ms) + 4.0, "end", &format!("{ms}"));
@@ -122,7 +122,7 @@ pub fn lists(report: &Report) -> Outcome<String> {
             }
         }
     }
-    let legend = 60.0 + (WIDTH + 60.0) * 2.0;
+    let legend = 60.0 + (WIDTH + 90.0) * 2.0;
     for (n, (kind, colour)) in kinds.iter().zip(LINES.iter().cycle()).enumerate() {
         let at = TOP + 20.0 * n as f64;
         writeln!(inside, r#"<rect x="{legend}" y="{at:.1}" width="12" height="12" fill="{colour}"/>"#)?;

@@ -61,7 +61,9 @@ impl Installation {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
+        // It ends with us, however we end. `setpriv`, of util-linux, becomes the program.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]).arg(&self.program);
         for variable in VARIABLES {
             command.env_remove(variable.name);
         }
