@@ -86,8 +86,9 @@ fn measured(report: &Report) -> Outcome<String> {
     text += "\n## Footprint\n\n";
     text += &footprint(report);
     writeln!(text, "\nThe program has {:.1} MB.", report.binary_mb)?;
-    for import in &report.imports {
-        writeln!(text, "`identity import` made {} users on {} in {:.0} s.", import.users, import.store, import.secs)?;
+    // Fewer are made before the program has quite begun.
+    for import in report.imports.iter().filter(|import| import.users >= 10_000) {
+        writeln!(text, "\n`identity import` made {} users on {} in {:.0} s.", import.users, import.store, import.secs)?;
     }
     Ok(text)
 }
@@ -95,7 +96,10 @@ fn measured(report: &Report) -> Outcome<String> {
 fn footprint(report: &Report) -> String {
     let Some(first) = report.footprint.first() else { return String::new() };
     let mut head = ["store", "cold start", "before the first login"].map(str::to_owned).to_vec();
-    head.extend(first.resident_mib_after.keys().map(|thousands| format!("after {thousands},000 reads")));
+    head.extend(first.resident_mib_after.keys().map(|thousands| match thousands {
+        0 => "after it".to_owned(),
+        _ => format!("after {thousands},000 reads"),
+    }));
     let mut text = row(&head) + &row(&vec!["---".to_owned(); head.len()]);
     for f in &report.footprint {
         let mut cells =
