@@ -95,6 +95,11 @@ fn the_image_is_built_with_the_toolchain_and_the_dependencies_of_the_project() {
     assert!(text.contains(&format!("FROM rust:{version}-")), "{version}");
     let builds = text.matches("cargo build").count();
     assert_eq!((builds, text.matches("cargo build --locked --release").count()), (2, 2));
+    // What the manifest names has to be there when the dependencies are built, be it empty.
+    for bench in manifest.split("[[bench]]\nname = \"").skip(1) {
+        let (name, _) = bench.split_once('"').unwrap();
+        assert!(text.contains(&format!(" benches/{name}.rs ")), "{name}");
+    }
     // All that is copied is there, and nothing else gets near: no .env, and no history.
     let ignored = fs::read_to_string(".dockerignore").unwrap();
     let kept: Vec<_> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();
