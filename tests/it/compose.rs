@@ -100,6 +100,10 @@ fn the_image_is_built_with_the_toolchain_and_the_dependencies_of_the_project() {
         let (name, _) = bench.split_once('"').unwrap();
         assert!(text.contains(&format!(" benches/{name}.rs ")), "{name}");
     }
+    // What it can be built for, by itself and by compose.
+    let arguments: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("ARG ")).collect();
+    assert_eq!(arguments, ["TARGET_CPU=\"\""]);
+    assert_eq!(compose()["services"]["user-service"]["build"]["args"], json!({ "TARGET_CPU": "${TARGET_CPU:-}" }));
     // All that is copied is there, and nothing else gets near: no .env, and no history.
     let ignored = fs::read_to_string(".dockerignore").unwrap();
     let kept: Vec<_> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();
