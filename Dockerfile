@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 #
 # docker build -t identity .
-# docker build -t identity --build-arg TARGET_CPU=x86-64-v4 .   for machines with AVX-512: passwords are hashed in 60 % of the time
+# docker build -t identity --build-arg TARGET_CPU=x86-64-v4 .   for machines with AVX-512: passwords are hashed in two thirds of the time
 
 FROM rust:1.95-slim-trixie AS build
 WORKDIR /src
