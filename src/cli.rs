@@ -160,7 +160,7 @@ impl Cli {
 
 async fn serve() -> Result<(), Failure> {
     let config = Config::from_environment()?;
-    let traces = telemetry::start(&config.log, config.telemetry.traces.as_ref())?;
+    let telemetry = telemetry::serve(&config.log, config.telemetry.traces.as_ref())?;
     warn(&config);
     let db = migrated(&config).await?;
     let (address, store) = (config.server.listen_addr, config.database.store.to_string());
@@ -182,7 +182,7 @@ async fn serve() -> Result<(), Failure> {
         reachable(address),
     ))?;
     let ended = server.run(stop).await;
-    traces.finish().await;
+    telemetry.finish().await;
     Ok(ended?)
 }
 
@@ -367,7 +367,7 @@ fn show_config() -> Result<(), Failure> {
 /// The configuration, with the log started as it says.
 fn configured() -> Result<Config, Failure> {
     let config = Config::from_environment()?;
-    telemetry::start(&config.log, None)?;
+    telemetry::start(&config.log)?;
     warn(&config);
     Ok(config)
 }

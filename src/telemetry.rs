@@ -1,5 +1,6 @@
 //! The log: for people on a terminal, as JSON otherwise. And traces, where there is a collector to send them to.
 
+mod batches;
 mod lines;
 
 use std::{
@@ -11,7 +12,8 @@ use std::{
     time::Duration,
 };
 
-use lines::{JsonLines, TextFields};
+use batches::{Batches, Flush};
+use lines::{JsonFields, JsonLine, TextFields};
 use opentelemetry::{
     Context, KeyValue,
     trace::{Link, SpanKind, TraceId, TracerProvider},
@@ -27,7 +29,11 @@ use opentelemetry_sdk::{
 use tokio::runtime::Handle;
 use tracing::{Metadata, level_filters::LevelFilter};
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry, filter::FilterFn, fmt, layer::SubscriberExt, util::SubscriberInitExt,
+    Layer, Registry,
+    filter::{FilterFn, Targets},
+    fmt::{self, MakeWriter},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
 };
 
 use crate::{
@@ -45,19 +51,31 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long it may take at the end of the service.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What sends traces, if anything.
-pub struct Tracing(Option<SdkTracerProvider>);
+/// The log and the traces of a service: what is left of them goes out by [`Telemetry::finish`], or of the log when it is dropped.
+pub struct Telemetry {
+    traces: Option<SdkTracerProvider>,
+    _log: Flush,
+}
 
-/// Starts the log, on standard error: standard output belongs to the commands. With `traces` it starts these as well.
+/// Starts the log of a command, on standard error: standard output belongs to what it says.
+///
+/// # Errors
+/// If a log was started before.
+pub fn start(log: &Log) -> Result<(), Cause> {
+    tracing_subscriber::registry().with(lines(log, std::io::stderr)).with(filter(log)?).try_init()?;
+    Ok(())
+}
+
+/// Starts the log of a service, on standard error, and with `traces` these as well.
 ///
 /// # Errors
 /// If a log was started before, or the collector's URL can't be used.
-pub fn start(log: &Log, traces: Option<&Traces>) -> Result<Tracing, Cause> {
-    // The client of Redis says at each attempt what `redis.rs` says once; LOG_LEVEL may name it to hear it nevertheless.
-    let filter = EnvFilter::try_new(format!("fred=off,{}=off,{}", trace::TARGET, log.level))?;
+pub fn serve(log: &Log, traces: Option<&Traces>) -> Result<Telemetry, Cause> {
+    let (batches, flush) = Batches::start(std::io::stderr())?;
+    let (lines, filter) = (lines(log, batches), filter(log)?);
     let Some(traces) = traces else {
-        tracing_subscriber::registry().with(lines(log)).with(filter).try_init()?;
-        return Ok(Tracing(None));
+        tracing_subscriber::registry().with(lines).with(filter).try_init()?;
+        return Ok(Telemetry { traces: None, _log: flush });
     };
     let provider = provider(traces)?;
     let tracer = provider.tracer("identity");
@@ -69,8 +87,14 @@ pub fn start(log: &Log, traces: Option<&Traces>) -> Result<Tracing, Cause> {
         .with_filter(FilterFn::new(is_span_of_ours).with_max_level_hint(LevelFilter::INFO));
     let statements = FilterFn::new(|about| is_span_of_ours(about) || about.target() == trace::SQL_TARGET);
     let statements = trace::Statements { tracer }.with_filter(statements.with_max_level_hint(LevelFilter::DEBUG));
-    tracing_subscriber::registry().with(lines(log).with_filter(filter)).with(spans).with(statements).try_init()?;
-    Ok(Tracing(Some(provider)))
+    tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).with(statements).try_init()?;
+    Ok(Telemetry { traces: Some(provider), _log: flush })
+}
+
+/// What the log shows.
+fn filter(log: &Log) -> Result<Targets, Cause> {
+    // The client of Redis says at each attempt what `redis.rs` says once; LOG_LEVEL may name it to hear it nevertheless.
+    Ok(format!("fred=off,{}=off,{}", trace::TARGET, log.level).parse()?)
 }
 
 /// Those that `trace.rs` makes.
@@ -79,7 +103,10 @@ fn is_span_of_ours(about: &Metadata<'_>) -> bool {
 }
 
 /// The lines of the log.
-fn lines(log: &Log) -> Box<dyn Layer<Registry> + Send + Sync> {
+fn lines<W>(log: &Log, writer: W) -> Box<dyn Layer<Registry> + Send + Sync>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     let on_terminal = std::io::stderr().is_terminal();
     let as_json = match log.format {
         LogFormat::Auto => !on_terminal,
@@ -87,19 +114,18 @@ fn lines(log: &Log) -> Box<dyn Layer<Registry> + Send + Sync> {
         LogFormat::Json => true,
     };
     // What can't be logged, where the disk is full, is lost: to say so on standard error would be a panic there.
-    let lines = fmt::layer().with_writer(std::io::stderr).with_target(false).log_internal_errors(false);
+    let lines = fmt::layer().with_writer(writer).with_target(false).log_internal_errors(false);
     if as_json {
-        let lines = lines.with_writer(JsonLines(std::io::stderr));
-        lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
+        lines.fmt_fields(JsonFields).event_format(JsonLine).boxed()
     } else {
         lines.fmt_fields(TextFields).with_ansi(on_terminal).boxed()
     }
 }
 
-impl Tracing {
+impl Telemetry {
     /// Sends what is left, for two seconds at most.
     pub async fn finish(self) {
-        let Some(provider) = self.0 else { return };
+        let Some(provider) = self.traces else { return };
         let sent = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH_TIMEOUT));
         if !matches!(tokio::time::timeout(FLUSH_TIMEOUT, sent).await, Ok(Ok(Ok(())))) {
             tracing::warn!("the last spans were not sent");

@@ -94,7 +94,7 @@ pub struct Config {
 
 #[derive(Debug, Clone)]
 pub struct Log {
-    /// Directives for `tracing_subscriber::EnvFilter`.
+    /// Directives for `tracing_subscriber::filter::Targets`.
     pub level: String,
     pub format: LogFormat,
 }

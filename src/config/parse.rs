@@ -12,7 +12,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use ipnet::IpNet;
 use lettre::message::Mailbox;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use url::Url;
 
 use super::Rate;
@@ -246,7 +246,7 @@ pub(super) fn sender(text: &str) -> Result<String> {
 
 const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
 
-/// Directives of `tracing`'s `EnvFilter`. Its parser takes a lone unknown word for a module's name and logs all of that
+/// Directives of `tracing`'s `Targets`. Its parser takes a lone unknown word for a module's name and logs all of that
 /// module at TRACE, so that `LOG_LEVEL=WARNING` would do the opposite of what was meant: here it is `warn`.
 pub(super) fn log_level(text: &str) -> Result<String> {
     let directives = list(text, |directive| {
@@ -260,5 +260,5 @@ pub(super) fn log_level(text: &str) -> Result<String> {
         }
     })?
     .join(",");
-    EnvFilter::builder().parse(&directives).map(|_| directives).map_err(|_| "is not a list of levels".into())
+    directives.parse::<Targets>().map(|_| directives).map_err(|_| "is not a list of levels".into())
 }

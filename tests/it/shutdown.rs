@@ -4,6 +4,7 @@ use std::{fs, time::Duration};
 
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
+use reqwest::Method;
 use rustix::process::{Pid, Signal};
 use serde_json::json;
 use tokio::{
@@ -150,4 +151,21 @@ async fn a_part_that_the_service_can_not_do_without_takes_it_along_when_it_dies(
     let said = service.end(BOUND).await;
     assert_eq!(said, "a task of the service ended by itself; the log says which");
     assert!(TcpStream::connect(address).await.is_err(), "it still listens");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_reads_holds_up_no_call_and_no_end() {
+    let (unread, log) = std::io::pipe().unwrap();
+    let mut installation = Installation::with(&[("LOG_FORMAT", "json")]);
+    installation.log_to(std::os::fd::OwnedFd::from(log).into());
+    let mut service = installation.serve().await;
+    let anyone = service.anonymous();
+    // Some 300 bytes each, and a pipe takes 64 KiB.
+    for _ in 0..600 {
+        let answer = anyone.request(Method::GET, "/api/profile/me/").timeout(BOUND).send().await.unwrap();
+        assert_eq!(answer.status(), 401);
+    }
+    service.signal(Signal::TERM);
+    assert_eq!(service.exit_code(BOUND).await, Some(0));
+    drop(unread);
 }

@@ -13,7 +13,7 @@ use crate::harness::{
     process::{Installation, Serving},
     receiver::Receiver,
     redis::PrivateRedis,
-    wait_for,
+    wait_for, wait_until,
 };
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -245,11 +245,13 @@ async fn a_collector_that_is_away_or_silent_holds_nothing_up() {
             futures_util::future::join_all((0..100).map(ask)).await;
         }
         assert!(begun.elapsed() < Duration::from_secs(30), "{endpoint}: {:?}", begun.elapsed());
+        let is_away = "the collector of traces is away";
+        wait_until(Duration::from_secs(10), "it gives up waiting", async || service.log().contains(is_away)).await;
         let begun = Instant::now();
         service.signal(Signal::TERM);
         assert_eq!(service.exit_code(Duration::from_secs(20)).await, Some(0), "{}", service.log());
         assert!(begun.elapsed() < Duration::from_secs(4), "{endpoint}: it took {:?} to stop", begun.elapsed());
-        let said = service.log().matches("the collector of traces is away").count();
+        let said = service.log().matches(is_away).count();
         assert_eq!(said, 1, "{endpoint}: {}", service.log());
     }
 }
