@@ -5,6 +5,8 @@
 
 mod key;
 
+use std::borrow::Cow;
+
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use jsonwebtoken::jwk::{Jwk, JwkSet};
 use serde::{Deserialize, Serialize, de::IgnoredAny};
@@ -74,10 +76,11 @@ pub struct KeySet {
 
 /// What is read of a header.
 #[derive(Deserialize)]
-struct Header {
-    alg: String,
-    #[serde(default)]
-    kid: Option<String>,
+struct Header<'a> {
+    #[serde(borrow)]
+    alg: Cow<'a, str>,
+    #[serde(borrow, default)]
+    kid: Option<Cow<'a, str>>,
     #[serde(default)]
     crit: Option<IgnoredAny>,
 }
@@ -122,7 +125,8 @@ impl KeySet {
         if payload.contains('.') {
             return None;
         }
-        let header: Header = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(header).ok()?).ok()?;
+        let header = BASE64_URL_SAFE_NO_PAD.decode(header).ok()?;
+        let header: Header<'_> = serde_json::from_slice(&header).ok()?;
         // An extension that must be understood (RFC 7515 §4.1.11): none is.
         if header.crit.is_some() {
             return None;

@@ -509,9 +509,10 @@ impl LogLine {
             (Face::Grpc, Some(status)) => Code::Grpc(status::code_name(status.code())),
             (Face::Grpc, None) => Code::Grpc("OK"),
         };
-        self.under_way.end(code, self.started.elapsed());
+        let took = self.started.elapsed();
+        self.under_way.end(code, took);
         self.call_span.end(&code, is_fault);
-        let took_us = self.took_us();
+        let took_us = microseconds(took);
         if is_fault {
             let cause = status.and_then(std::error::Error::source).map(Chain);
             let cause = cause.map(tracing::field::display);
@@ -523,19 +524,20 @@ impl LogLine {
             tracing::info!(?face, ?outcome, took_us, %client, user_id, "call");
         }
     }
+}
 
-    fn took_us(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
-    }
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Drop for LogLine {
     fn drop(&mut self) {
         if !self.is_written {
             let Self { face, client, user_id, .. } = *self;
-            self.under_way.end(Code::Cancelled, self.started.elapsed());
+            let took = self.started.elapsed();
+            self.under_way.end(Code::Cancelled, took);
             self.call_span.end(&Code::Cancelled, false);
-            tracing::info!(?face, outcome = "Cancelled", took_us = self.took_us(), %client, user_id, "call");
+            tracing::info!(?face, outcome = "Cancelled", took_us = microseconds(took), %client, user_id, "call");
         }
     }
 }

@@ -19,7 +19,7 @@ impl AllowedHosts {
             Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.ends_with(':') => name,
             _ => host,
         };
-        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        let name = name.strip_suffix('.').unwrap_or(name);
         // Looked at first, also where any host will do: `evil.com/.example.com` is the name of nothing.
         let bracketed = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
         let is_name = match bracketed {
@@ -34,8 +34,11 @@ impl AllowedHosts {
             Self::Only(patterns) => patterns,
         };
         patterns.iter().any(|pattern| match pattern.strip_prefix('.') {
-            Some(domain) => name == domain || name.ends_with(pattern),
-            None => name == *pattern,
+            Some(domain) => {
+                let tail = name.len().checked_sub(pattern.len()).and_then(|at| name.get(at..));
+                name.eq_ignore_ascii_case(domain) || tail.is_some_and(|tail| tail.eq_ignore_ascii_case(pattern))
+            }
+            None => name.eq_ignore_ascii_case(pattern),
         })
     }
 

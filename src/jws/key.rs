@@ -1,6 +1,6 @@
 //! A key: read from the forms in which operators have keys, checked, and made.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use aws_lc_rs::{
     encoding::AsDer,
@@ -37,6 +37,14 @@ impl fmt::Display for Flaw {
     }
 }
 
+/// What tells whether the key made a signature.
+#[derive(Clone)]
+enum Verifier {
+    /// The secret, with all that HMAC computes of it alone done: each call comes by here.
+    Secret(Arc<hmac::Key>),
+    Public(DecodingKey),
+}
+
 /// One key, and the one algorithm that it is for. Its `Debug` doesn't show it.
 #[derive(Clone)]
 pub struct Key {
@@ -45,7 +53,7 @@ pub struct Key {
     id: String,
     /// None of a key that only verifies.
     private: Option<EncodingKey>,
-    public: DecodingKey,
+    verifier: Verifier,
     /// As others may see it. None of a shared secret.
     shown: Option<Jwk>,
     /// The header of the tokens that it signs, encoded.
@@ -81,8 +89,13 @@ impl Key {
         // Not a hash of the secret, though keyed by it: nobody learns more from it than from a signature.
         let named = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), b"identity/v1/kid");
         let id = BASE64_URL_SAFE_NO_PAD.encode(&named.as_ref()[..12]);
-        let private = Some(EncodingKey::from_secret(secret));
-        Self::new(algorithm, id, private, DecodingKey::from_secret(secret), None)
+        let hash = match algorithm {
+            Algorithm::Hs512 => hmac::HMAC_SHA512,
+            Algorithm::Hs384 => hmac::HMAC_SHA384,
+            _ => hmac::HMAC_SHA256,
+        };
+        let verifier = Verifier::Secret(Arc::new(hmac::Key::new(hash, secret)));
+        Self::new(algorithm, id, Some(EncodingKey::from_secret(secret)), verifier, None)
     }
 
     fn from_pem(algorithm: Algorithm, pem: &[u8]) -> Result<Self, Flaw> {
@@ -127,7 +140,7 @@ impl Key {
                 }
                 let mut key = Self::from_secret(algorithm, &secret);
                 if let Some(id) = jwk.common.key_id {
-                    key = Self::new(algorithm, id, key.private, key.public, None);
+                    key = Self::new(algorithm, id, key.private, key.verifier, None);
                 }
                 Ok(key)
             }
@@ -158,19 +171,19 @@ impl Key {
         jwk.common.public_key_use = Some(PublicKeyUse::Signature);
         jwk.common.key_algorithm = Some(algorithm.of_library().into());
         jwk.common.key_operations = None;
-        Ok(Self::new(algorithm, id, private, public, Some(jwk)))
+        Ok(Self::new(algorithm, id, private, Verifier::Public(public), Some(jwk)))
     }
 
     fn new(
         algorithm: Algorithm,
         id: String,
         private: Option<EncodingKey>,
-        public: DecodingKey,
+        verifier: Verifier,
         shown: Option<Jwk>,
     ) -> Self {
         let header = json!({ "alg": algorithm.name(), "typ": "JWT", "kid": id });
         let header = BASE64_URL_SAFE_NO_PAD.encode(header.to_string());
-        Self { algorithm, id, private, public, shown, header }
+        Self { algorithm, id, private, verifier, shown, header }
     }
 
     /// The text of a new key: 32 random bytes or more in hexadecimal digits, or a private key as PEM (PKCS#8), of RSA with 3072 bits.
@@ -235,7 +248,14 @@ impl Key {
     }
 
     pub(super) fn verifies(&self, signed: &[u8], signature: &str) -> bool {
-        jsonwebtoken::crypto::verify(signature, signed, &self.public, self.algorithm.of_library()).unwrap_or(false)
+        match &self.verifier {
+            Verifier::Secret(key) => BASE64_URL_SAFE_NO_PAD
+                .decode(signature)
+                .is_ok_and(|signature| hmac::verify(key, signed, &signature).is_ok()),
+            Verifier::Public(key) => {
+                jsonwebtoken::crypto::verify(signature, signed, key, self.algorithm.of_library()).unwrap_or(false)
+            }
+        }
     }
 }
 

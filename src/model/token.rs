@@ -1,10 +1,15 @@
 //! Tokens: what `SimpleJWT` writes and checks, and what we add: the session, the roles, and whether
 //! the address is verified.
 
+use std::{borrow::Cow, fmt};
+
 use aws_lc_rs::hmac;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use chrono::{DateTime, Duration, Utc};
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{self, Visitor},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -97,13 +102,14 @@ struct WrittenUser {
 
 /// The claims as they come: whatever is required but missing, or of another type, makes the token a bad one.
 #[derive(Deserialize)]
-struct Claims {
+struct Claims<'a> {
     token_type: Kind,
     exp: i64,
     iat: i64,
     #[serde(default)]
     nbf: Option<i64>,
-    jti: String,
+    #[serde(borrow)]
+    jti: Cow<'a, str>,
     user_id: UserId,
     #[serde(default)]
     sid: Option<Uuid>,
@@ -114,11 +120,35 @@ struct Claims {
 }
 
 /// A text, as we and newer releases of `SimpleJWT` write it; before 5.5 that wrote a number.
-#[derive(Deserialize)]
-#[serde(untagged)]
 enum UserId {
-    Text(String),
+    Text(i64),
     Number(i64),
+}
+
+impl<'de> Deserialize<'de> for UserId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct EitherVisitor;
+        impl Visitor<'_> for EitherVisitor {
+            type Value = UserId;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the id of a user")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<UserId, E> {
+                text.parse().map(UserId::Text).map_err(E::custom)
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<UserId, E> {
+                Ok(UserId::Number(number))
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<UserId, E> {
+                i64::try_from(number).map(UserId::Number).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(EitherVisitor)
+    }
 }
 
 impl Keys {
@@ -222,7 +252,7 @@ impl Keys {
             return Err(bad);
         }
         let Some(verified) = self.signatures.verify(token) else { return Err(bad) };
-        let Ok(claims) = serde_json::from_slice::<Claims>(&verified.payload) else { return Err(bad) };
+        let Ok(claims) = serde_json::from_slice::<Claims<'_>>(&verified.payload) else { return Err(bad) };
         let is_adopted = claims.sid.is_none();
         // Of others' tokens none lives longer than ours: what ends them is remembered no longer.
         let exp = if is_adopted {
@@ -242,13 +272,13 @@ impl Keys {
             return Err(bad);
         }
         let user_id = match claims.user_id {
-            UserId::Text(text) => text.parse().ok(),
+            UserId::Text(id) => Some(id),
             UserId::Number(number) => Some(number).filter(|_| is_adopted),
         };
         let Some(user_id) = user_id else { return Err(bad) };
         let (session_id, jti) = match (claims.sid, claims.token_type) {
-            (Some(session_id), _) => (session_id, claims.jti),
-            (None, Kind::Access) => (self.simplejwt_session(user_id), claims.jti),
+            (Some(session_id), _) => (session_id, claims.jti.into_owned()),
+            (None, Kind::Access) => (self.simplejwt_session(user_id), claims.jti.into_owned()),
             // The token before the first of a session of its own.
             (None, Kind::Refresh) => {
                 let session_id = self.adopted_session(b"refresh token", claims.jti.as_bytes());
