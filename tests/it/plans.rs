@@ -322,7 +322,11 @@ async fn every_statement_finds_its_rows_by_an_index() {
 
         let mut shapes = BTreeMap::new();
         for sql in statements(&log) {
-            shapes.entry(shape(&sql)).or_insert(sql);
+            // Of one shape always the same, in whatever order they came: the one with the fewest values.
+            let kept = shapes.entry(shape(&sql)).or_insert_with(|| sql.clone());
+            if (sql.len(), &sql) < (kept.len(), kept) {
+                *kept = sql;
+            }
         }
         assert!(shapes.len() > 50, "the log doesn't tell what it asked: {}", shapes.len());
         if store == Store::Postgres {
