@@ -5,8 +5,6 @@
 mod contract;
 #[path = "build/docs_page.rs"]
 mod docs_page;
-#[path = "build/linker.rs"]
-mod linker;
 #[path = "build/openapi.rs"]
 mod openapi;
 #[path = "build/transcode.rs"]
@@ -41,7 +39,6 @@ fn main() -> Result<()> {
         serde_json::to_vec(&openapi::document(&contract, &env::var("CARGO_PKG_VERSION")?))?,
     )?;
     docs_page::write_assets(&out)?;
-    linker::fold_identical_functions();
     grpc(&contract, compiler.file_descriptor_set())
 }
 

@@ -26,7 +26,7 @@ use std::collections::HashSet;
 
 use sea_orm_migration::{
     prelude::*,
-    sea_orm::{DbBackend, EntityTrait},
+    sea_orm::{ConnectionTrait, DbBackend, EntityTrait},
     seaql_migrations,
 };
 
@@ -80,6 +80,15 @@ pub async fn apply<'c>(db: impl IntoSchemaManagerConnection<'c> + Copy) -> Resul
         Migrator::up(db, None).await?;
     }
     Ok(names)
+}
+
+/// Runs a statement that PostgreSQL does `CONCURRENTLY`. It waits for all who use the table, a backup among them, and nobody waits behind
+/// it: so it may wait for longer than those whom others wait for.
+async fn concurrently(db: &SchemaManagerConnection<'_>, statement: &str) -> Result<(), DbErr> {
+    db.execute_unprepared("SET lock_timeout = '30min'").await?;
+    db.execute_unprepared(statement).await?;
+    db.execute_unprepared("RESET lock_timeout").await?;
+    Ok(())
 }
 
 /// `sql` with the column types that the two stores spell differently.

@@ -18,11 +18,11 @@ impl MigrationTrait for Migration {
         }
         // Of a run that broke off; a valid one may be all there is by now.
         if db.query_one_raw(Statement::from_string(DbBackend::Postgres, IS_INVALID)).await?.is_some() {
-            db.execute_unprepared("DROP INDEX CONCURRENTLY users_by_email_key").await?;
+            crate::concurrently(db, "DROP INDEX CONCURRENTLY users_by_email_key").await?;
         }
         // One by one: several at once would be a transaction.
         for statement in POSTGRES {
-            db.execute_unprepared(statement).await?;
+            crate::concurrently(db, statement).await?;
         }
         Ok(())
     }

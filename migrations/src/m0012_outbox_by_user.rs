@@ -17,7 +17,7 @@ impl MigrationTrait for Migration {
             return Ok(());
         }
         for statement in SCHEMA {
-            db.execute_unprepared(statement).await?;
+            crate::concurrently(db, statement).await?;
         }
         Ok(())
     }

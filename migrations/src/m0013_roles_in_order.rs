@@ -20,13 +20,16 @@ impl MigrationTrait for Migration {
             // Of a run that broke off; a valid one may be all there is by now.
             let invalid = Statement::from_string(backend, named(IS_INVALID));
             if !is_sqlite && db.query_one_raw(invalid).await?.is_some() {
-                db.execute_unprepared(&named("DROP INDEX CONCURRENTLY users_{holders}_in_order")).await?;
+                crate::concurrently(db, &named("DROP INDEX CONCURRENTLY users_{holders}_in_order")).await?;
             }
             // One by one: several at once would be a transaction. SQLite has one writer and no word for it.
             for statement in SCHEMA {
                 let statement = named(statement);
-                let statement = if is_sqlite { statement.replace("CONCURRENTLY ", "") } else { statement };
-                db.execute_unprepared(&statement).await?;
+                if is_sqlite {
+                    db.execute_unprepared(&statement.replace("CONCURRENTLY ", "")).await?;
+                } else {
+                    crate::concurrently(db, &statement).await?;
+                }
             }
         }
         Ok(())

@@ -9,8 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use uuid::Uuid;
-
 use super::{Failure, configured, migrated, say};
 use crate::{
     app::App,
@@ -18,6 +16,7 @@ use crate::{
     domain::import::{Imported, UserFile},
     error::{Cause, Chain},
     mail::Mailer,
+    random,
 };
 
 /// How often it says how far it is.
@@ -79,7 +78,7 @@ fn open(file: Option<&Path>, data_dir: &Path) -> Result<File, Cause> {
 fn spool(source: &mut impl io::Read, data_dir: &Path) -> Result<File, Cause> {
     let copied = (|| {
         DirBuilder::new().recursive(true).mode(0o700).create(data_dir)?;
-        let path = data_dir.join(format!("import-{}", Uuid::new_v4().simple()));
+        let path = data_dir.join(format!("import-{}", hex::encode(random::bytes::<16>())));
         let mut spool = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
         fs::remove_file(&path)?;
         io::copy(source, &mut spool)?;

@@ -255,7 +255,7 @@ pub(super) fn log_level(text: &str) -> Result<String> {
             "warning" => Ok("warn".into()),
             "critical" | "fatal" => Ok("error".into()),
             level if LEVELS.contains(&level) => Ok(lower),
-            _ if directive.contains('=') => Ok(directive.to_owned()),
+            _ if directive.contains('=') && !directive.contains(['[', '{']) => Ok(directive.to_owned()),
             _ => Err("is not a level".into()),
         }
     })?

@@ -76,6 +76,11 @@ impl Event {
         Self::iter().map(|event| event.name())
     }
 
+    /// Those that come of a command of the operator: nobody is logged in there.
+    pub(super) fn by_operator() -> impl Iterator<Item = Self> {
+        [Self::SuperuserMade, Self::UserImported].into_iter()
+    }
+
     pub fn name(&self) -> &'static str {
         match self {
             Self::Registered => "user.registered",

@@ -376,7 +376,7 @@ async fn find(
         let page = filter.select_page(view, ordering, start, limit, is_collected, backend);
         let rows = db.query_all_raw(page.build(backend)).await?;
         let count = rows.first().map(|row| row.try_get::<Option<i64>>("", "count")).transpose()?.flatten();
-        Ok::<_, Error>((rows, count.map(i64::unsigned_abs)))
+        Ok::<_, Error>((rows, count.map(|count| u64::try_from(count).unwrap_or_default())))
     };
     if filter.is_search() {
         return select(start, limit, true).await;

@@ -88,8 +88,7 @@ impl App {
     /// `Unavailable`; what was removed until then is.
     pub async fn sweep(&self) -> Result<Swept> {
         let now = self.clock.now();
-        self.fold_user_counts().await?;
-        Ok(Swept {
+        let swept = Swept {
             sessions: self.sweep_sessions(now).await?,
             codes: self.sweep_codes(now).await?,
             revocations: self.sweep_revocations(now).await?,
@@ -98,7 +97,9 @@ impl App {
             erasures: self.sweep_traces(now).await?,
             known_clients: self.sweep_clients().await?,
             avatars: self.sweep_orphan_avatars().await?,
-        })
+        };
+        self.fold_user_counts().await?;
+        Ok(swept)
     }
 
     async fn sweep_sessions(&self, now: DateTime<Utc>) -> Result<u64> {

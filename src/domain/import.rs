@@ -1,20 +1,26 @@
 //! The bulk import: users from lines of JSON, held to the rules of registration, and written a thousand at a time.
 //!
 //! A file is read twice: to check all of it, and to write it. So a mistake in its last line changes nothing, and of a file of
-//! any size only one batch is in memory, with twenty bytes and some for each address.
+//! any size only one batch is in memory, with a digest of each address: some fifty bytes.
 
 use std::{
     collections::HashMap,
+    fmt,
     io::{self, BufRead, Read, Seek},
     sync::Arc,
+    time::Duration,
 };
 
 use aws_lc_rs::digest;
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveValue::Set,
-    ConnectionTrait, EntityTrait, QueryTrait,
+    ConnectionTrait, DbBackend, EntityTrait, QueryTrait,
     sea_query::{OnConflict, Query},
+};
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
 };
 use serde_json::{Map, Value};
 
@@ -39,6 +45,8 @@ use crate::{
 const BATCH: usize = 1000;
 /// How many go in one statement: more gain nothing, and a slow statement is a line of the log.
 const ROWS: usize = 100;
+/// How long SQLite's one writer is left to others after each transaction.
+const LET_OTHERS_WRITE: Duration = Duration::from_millis(50);
 /// No line needs as much, even if each of its characters is escaped.
 const LINE_MAX_BYTES: u64 = 64 * 1024;
 /// How many complaints are kept to be shown.
@@ -151,9 +159,42 @@ struct Newcomer {
     streak_visibility: bool,
 }
 
+/// A line, of which nothing is passed over.
+struct Object {
+    members: Map<String, Value>,
+    has_twins: bool,
+}
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ObjectVisitor;
+        impl<'de> Visitor<'de> for ObjectVisitor {
+            type Value = Object;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
+                let mut object = Object { members: Map::new(), has_twins: false };
+                while let Some((name, value)) = map.next_entry()? {
+                    object.has_twins |= object.members.insert(name, value).is_some();
+                }
+                Ok(object)
+            }
+        }
+        deserializer.deserialize_map(ObjectVisitor)
+    }
+}
+
 impl Newcomer {
     fn parse(line: &str, now: DateTime<Utc>) -> Result<Self, Vec<String>> {
-        let Ok(object) = serde_json::from_str(line) else { return Err(vec!["It is not an object of JSON.".into()]) };
+        let Ok(Object { members: object, has_twins }) = serde_json::from_str(line) else {
+            return Err(vec!["It is not an object of JSON.".into()]);
+        };
+        if has_twins {
+            return Err(vec!["A field comes twice.".into()]);
+        }
         let mut fields = Fields { object, errors: FieldErrors::default() };
         let usual = AccountFlags::default();
         let email = fields.text("email", EmailAddress::parse);
@@ -256,6 +297,7 @@ impl App {
         let now = self.clock.now();
         let mut lines = Lines { source: file.source, number: 0 };
         let mut so_far = Imported::default();
+        let is_sqlite = self.db.reader().get_database_backend() == DbBackend::Sqlite;
         loop {
             let mut batch = Vec::with_capacity(BATCH);
             for line in lines.by_ref().take(BATCH) {
@@ -264,6 +306,7 @@ impl App {
                 batch.push(newcomer.map_err(|_| Error::internal(format!("line {number} changed while it was read")))?);
             }
             if batch.is_empty() {
+                self.fold_user_counts().await?;
                 return Ok(so_far);
             }
             let read = batch.len() as u64;
@@ -281,6 +324,10 @@ impl App {
             so_far.made += made;
             so_far.skipped += read - made;
             progress(so_far);
+            if is_sqlite {
+                // Who waits there for the one writer doesn't queue, but looks again from time to time.
+                tokio::time::sleep(LET_OTHERS_WRITE).await;
+            }
         }
     }
 }

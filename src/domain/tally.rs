@@ -1,7 +1,7 @@
 //! How many users there are of each kind. The database keeps it: each change of a user changes the table `user_counts` with it, so a
 //! count is as exact as if all had been counted.
 
-use sea_orm::{ConnectionTrait, DbBackend, sea_query::Expr};
+use sea_orm::{ConnectionTrait, DbBackend, Statement, sea_query::Expr};
 
 use crate::{app::App, error::Result, model::role::Role};
 
@@ -39,8 +39,9 @@ impl Tally {
     }
 }
 
-/// How many rows are folded at once.
-const FOLD_MAX: u64 = 50_000;
+/// How many rows are folded at once, and how often in a row.
+const FOLD_MAX: i64 = 20_000;
+const FOLDS: usize = 500;
 
 impl App {
     /// Folds the rows of `user_counts`, to which each change adds on PostgreSQL, so that a count adds up few. What others fold at the
@@ -49,16 +50,28 @@ impl App {
         if self.db.reader().get_database_backend() == DbBackend::Sqlite {
             return Ok(());
         }
-        let tx = self.db.begin().await?;
-        tx.execute_unprepared(&format!(
-            "WITH folded AS (
-                DELETE FROM user_counts
-                WHERE id IN (SELECT id FROM user_counts ORDER BY id LIMIT {FOLD_MAX} FOR UPDATE SKIP LOCKED)
-                RETURNING flags, users
-            )
-            INSERT INTO user_counts (flags, users) SELECT flags, SUM(users) FROM folded GROUP BY flags"
-        ))
-        .await?;
-        Ok(tx.commit().await?)
+        let fold = Statement::from_string(
+            DbBackend::Postgres,
+            format!(
+                "WITH folded AS (
+                    DELETE FROM user_counts
+                    WHERE id IN (SELECT id FROM user_counts ORDER BY id LIMIT {FOLD_MAX} FOR UPDATE SKIP LOCKED)
+                    RETURNING flags, users
+                ), kept AS (
+                    INSERT INTO user_counts (flags, users) SELECT flags, SUM(users) FROM folded GROUP BY flags
+                )
+                SELECT count(*) AS folded FROM folded"
+            ),
+        );
+        for _ in 0..FOLDS {
+            let tx = self.db.begin().await?;
+            let row = tx.query_one_raw(fold.clone()).await?;
+            tx.commit().await?;
+            let folded: Option<i64> = row.map(|row| row.try_get("", "folded")).transpose()?;
+            if folded.is_none_or(|folded| folded < FOLD_MAX) {
+                break;
+            }
+        }
+        Ok(())
     }
 }

@@ -194,7 +194,7 @@ impl Recorded {
         let by = match row.actor_id {
             Some(actor_id) if actor_id == user_id => By::Oneself,
             Some(_) => By::Administrator,
-            None if row.kind == Event::SuperuserMade.name() => By::Operator,
+            None if Event::by_operator().any(|event| row.kind == event.name()) => By::Operator,
             None => By::Unknown,
         };
         let from = if by == By::Administrator { (None, None) } else { (row.ip, row.user_agent) };

@@ -58,7 +58,7 @@ impl Shared {
     }
 
     fn write_to(&self, mut out: impl Write) {
-        let mut batch = Vec::new();
+        let (mut batch, mut is_torn) = (Vec::new(), false);
         loop {
             let mut waiting = self.lock();
             while waiting.lines.is_empty() && !waiting.is_ending {
@@ -69,23 +69,42 @@ impl Shared {
             waiting = self.wait(waiting, GATHER, is_gathering);
             std::mem::swap(&mut waiting.lines, &mut batch);
             waiting.is_urgent = false;
-            let lost = std::mem::take(&mut waiting.lost);
+            let mut lost = std::mem::take(&mut waiting.lost);
             let is_last = batch.is_empty() && waiting.is_ending;
             drop(waiting);
-            // What can't be written, where the disk is full, is lost: there is nobody left to tell.
-            let _ = out.write_all(&batch);
+            if is_torn && !batch.is_empty() {
+                batch.insert(0, b'\n');
+            }
+            let (written, unwritten) = batch.split_at(write(&mut out, &batch));
+            is_torn = written.last().map_or(is_torn, |last| *last != b'\n');
+            lost += unwritten.split(|byte| *byte == b'\n').skip(1).count() as u64;
             batch.clear();
             batch.shrink_to(ENOUGH_BYTES);
             if is_last {
                 break;
             }
             if lost > 0 {
-                tracing::warn!(lost, "lines of the log were lost: nobody read them");
+                tracing::error!(lost, "lines of the log were lost: nobody read them, or they could not be written");
             }
         }
         self.lock().has_ended = true;
         self.changed.notify_all();
     }
+}
+
+/// Writes what can be written, and says how many bytes that was. Whoever made the other end one that doesn't wait is waited for.
+fn write(out: &mut impl Write, bytes: &[u8]) -> usize {
+    let mut written = 0;
+    while written < bytes.len() {
+        match out.write(&bytes[written..]) {
+            Ok(0) => break,
+            Ok(more) => written += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::park_timeout(GATHER),
+            Err(_) => break,
+        }
+    }
+    written
 }
 
 impl Batches {

@@ -153,6 +153,8 @@ async fn what_is_wrong_is_told_line_by_line() {
         let [_, line] = said.lines().collect::<Vec<_>>()[..] else { panic!("{wrong}: {said}") };
         assert!(line.starts_with(&format!("  line 3: {told}")), "{wrong}: {said}");
     }
+    let twice = r#"{"email": "a@example.com", "is_active": false, "is_active": true}"#;
+    assert!(refusal(&service, format!("{twice}\n")).ends_with("line 1: A field comes twice."));
     // Hashes that no password would ever match, or that would take the machine away; they aren't repeated.
     for hash in [
         "",
