@@ -53,7 +53,10 @@ impl Owner {
         [Self::Kernel, Self::Http, Self::Crypto, Self::Tracing, Self::Json, Self::Memory, Self::Ours, Self::Other];
 
     fn of(frame: &str) -> Self {
-        let has = |words: &[&str]| words.iter().any(|word| frame.contains(word));
+        // Without the types that it is made for, which say whose data it is and not whose code.
+        let name = frame.trim_start_matches(['<', '&']);
+        let name = name.split_once('<').map_or(name, |(name, _)| name);
+        let has = |words: &[&str]| words.iter().any(|word| name.contains(word));
         if frame.ends_with("_[k]") {
             Self::Kernel
         } else if has(&["aws_lc", "hmac", "sha256", "base64::"]) {
@@ -64,7 +67,7 @@ impl Owner {
             Self::Json
         } else if has(&["malloc", "free", "mi_", "memmove", "memcpy", "memset", "realloc", "calloc"]) {
             Self::Memory
-        } else if has(&["identity::"]) {
+        } else if name.starts_with("identity::") {
             Self::Ours
         } else if has(&["hyper", "h2::", "tokio", "tower", "axum", "http::", "httparse", "tonic", "mio::"]) {
             Self::Http
