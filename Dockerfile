@@ -32,8 +32,8 @@ RUN touch build.rs src/lib.rs src/main.rs migrations/src/lib.rs \
     && install -D target/*/release/identity /image/usr/local/bin/identity \
     && mkdir -p /volume/data
 
-# What glibc needs, the certificates of authorities, and no shell. Not static: musl's allocator and resolver are no match for
-# glibc's under load.
+# What glibc needs, the certificates of authorities, and no shell. Not static: musl's resolver is no match for glibc's
+# under load.
 FROM gcr.io/distroless/cc-debian13:nonroot
 COPY --from=build /image/ /
 # A volume that is made here belongs to the user.

@@ -58,7 +58,7 @@ impl Shared {
     }
 
     fn write_to(&self, mut out: impl Write) {
-        let (mut batch, mut is_torn) = (Vec::new(), false);
+        let (mut batch, mut is_torn, mut lost) = (Vec::new(), false, 0);
         loop {
             let mut waiting = self.lock();
             while waiting.lines.is_empty() && !waiting.is_ending {
@@ -69,7 +69,7 @@ impl Shared {
             waiting = self.wait(waiting, GATHER, is_gathering);
             std::mem::swap(&mut waiting.lines, &mut batch);
             waiting.is_urgent = false;
-            let mut lost = std::mem::take(&mut waiting.lost);
+            lost += std::mem::take(&mut waiting.lost);
             let is_last = batch.is_empty() && waiting.is_ending;
             drop(waiting);
             if is_torn && !batch.is_empty() {
@@ -77,13 +77,16 @@ impl Shared {
             }
             let (written, unwritten) = batch.split_at(write(&mut out, &batch));
             is_torn = written.last().map_or(is_torn, |last| *last != b'\n');
+            let is_written = unwritten.is_empty();
             lost += unwritten.split(|byte| *byte == b'\n').skip(1).count() as u64;
             batch.clear();
             batch.shrink_to(ENOUGH_BYTES);
             if is_last {
                 break;
             }
-            if lost > 0 {
+            // Said once lines get through again: it is a line as well.
+            if lost > 0 && is_written {
+                let lost = std::mem::take(&mut lost);
                 tracing::error!(lost, "lines of the log were lost: nobody read them, or they could not be written");
             }
         }
