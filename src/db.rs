@@ -7,6 +7,7 @@
 
 mod pool;
 mod replica;
+mod script;
 
 use std::{
     path::Path,
@@ -17,6 +18,7 @@ use std::{
 use log::LevelFilter;
 pub use pool::{Pool, Tx};
 use replica::Replica;
+pub use script::{Inserts, Returned, Script};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, SqlxPostgresConnector, SqlxSqliteConnector, Statement};
 use sqlx::{
     ConnectOptions, Connection, SqliteConnection,
@@ -336,8 +338,10 @@ async fn open_writer(pool: &SqlitePoolOptions, file: &SqliteConnectOptions) -> R
 /// ROLLBACK then finds none and fails, and sqlx goes on counting it as open. The next transaction would be a savepoint within
 /// it: a later error would leave that open, and from then on nothing would be committed, whatever callers were told.
 async fn is_out_of_transactions(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
-    // The rollback of a transaction that was dropped is still in the queue before this.
-    connection.ping().await?;
+    if connection.is_in_transaction() {
+        // The rollback of a transaction that was dropped may still be in the queue before this.
+        connection.ping().await?;
+    }
     Ok(!connection.is_in_transaction())
 }
 

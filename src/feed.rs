@@ -15,15 +15,23 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, Iterable, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{
+    ActiveEnum,
+    ActiveValue::Set,
+    ColumnTrait, EntityTrait, Iterable, QueryFilter, QueryOrder, QuerySelect,
+    sea_query::{Expr, Query, TableRef},
+};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
     clock::Clock,
-    db::{Db, Tx},
-    entity::revocation::{self, Kind},
+    db::{Db, Inserts, Script},
+    entity::{
+        revocation::{self, Column, Kind},
+        user,
+    },
     error::{Dependency, Error, Result},
 };
 
@@ -43,8 +51,6 @@ const OVERLAP: Duration = Duration::from_secs(10);
 /// Tokens issued so long after a change bears its time are still doubted: a change may take 8 s, until whose end others read
 /// what was before; and the clocks of two replicas may be 5 s apart.
 const DOUBT: chrono::Duration = chrono::Duration::seconds(13);
-/// How many rows one statement writes: each has six values, and a store takes some ten thousand.
-const ROWS_AT_ONCE: usize = 1000;
 /// How often rows that ran out are forgotten.
 const FORGET_EVERY: Duration = Duration::from_mins(1);
 
@@ -100,15 +106,31 @@ impl Entry {
         }
     }
 
-    /// Writes a row for each, within the transaction of the change.
-    ///
-    /// # Errors
-    /// `Unavailable` if the database is away.
-    pub async fn write_all(all: &[Self], tx: &Tx) -> Result<()> {
-        for some in all.chunks(ROWS_AT_ONCE) {
-            let rows = some.iter().map(|entry| entry.row());
-            revocation::Entity::insert_many(rows).exec_without_returning(tx).await?;
-        }
+    /// A row for each, to be put in within the transaction of the change.
+    pub fn inserts(all: &[Self]) -> Inserts {
+        let mut rows = Inserts::default();
+        all.iter().for_each(|entry| rows.add(&entry.row()));
+        rows
+    }
+
+    /// Puts into a script what [`Entry::of_account`] is, where only the database knows the version: that of the user of this id in
+    /// `written`.
+    pub fn account_step(
+        script: &mut Script,
+        written: TableRef,
+        id: i64,
+        now: DateTime<Utc>,
+        expires_at: DateTime<Utc>,
+    ) -> Result<()> {
+        let mut version = Query::select();
+        version.expr(Expr::val(Kind::AccountChanged.to_value())).expr(Expr::val(id)).column(user::Column::Version);
+        version.expr(Expr::val(now)).expr(Expr::val(expires_at));
+        version.from(written).and_where(sea_orm::ExprTrait::eq(Expr::col(user::Column::Id), id));
+        let columns = [Column::Kind, Column::UserId, Column::Version, Column::CreatedAt, Column::ExpiresAt];
+        let mut entry = Query::insert();
+        entry.into_table(revocation::Entity).columns(columns);
+        entry.select_from(version).map_err(Error::internal)?;
+        script.insert("entry", entry);
         Ok(())
     }
 

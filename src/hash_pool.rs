@@ -13,7 +13,7 @@ use std::{
 };
 
 use argon2::Block;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::Instrument;
 
 use crate::{
@@ -32,6 +32,14 @@ pub struct HashPool {
     handle: Arc<Handle>,
 }
 
+/// The right to have passwords hashed, one after the other. Whoever means to do something for a hash takes one before all else: so
+/// those for whom there is none learn it at once, and take nothing from those for whom there is.
+pub struct Place {
+    handle: Arc<Handle>,
+    /// A job holds it as well while it runs.
+    taken: Arc<OwnedSemaphorePermit>,
+}
+
 /// The memory of one hashing thread, kept from job to job: none before the first that needs some.
 #[derive(Default)]
 pub struct Scratch {
@@ -41,6 +49,8 @@ pub struct Scratch {
 struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
+    /// As many as can be waited for and worked on.
+    places: Arc<Semaphore>,
     capacity: usize,
     threads: usize,
     metrics: Hashing,
@@ -53,9 +63,11 @@ struct Queue {
 
 struct Job {
     /// Dead once nobody waits for the result.
-    caller: Weak<()>,
-    work: Box<dyn FnOnce(&mut Scratch) + Send>,
+    place: Weak<OwnedSemaphorePermit>,
+    work: Work,
 }
+
+type Work = Box<dyn FnOnce(&mut Scratch) + Send>;
 
 /// What the clones of a pool share, and its threads don't: its end is theirs.
 struct Handle {
@@ -69,9 +81,10 @@ impl HashPool {
     /// The system's, if it refuses a thread.
     pub fn start(threads: usize, capacity: usize) -> io::Result<Self> {
         let queue = Mutex::new(Queue { jobs: VecDeque::new(), closed: false });
-        let threads = threads.max(1);
+        let (threads, capacity) = (threads.max(1), capacity.max(1));
+        let places = Arc::new(Semaphore::new(threads + capacity));
         let (changed, metrics) = (Condvar::new(), Hashing::default());
-        let shared = Arc::new(Shared { queue, changed, capacity: capacity.max(1), threads, metrics });
+        let shared = Arc::new(Shared { queue, changed, places, capacity, threads, metrics });
         // Made first: should a thread be refused, those before it end.
         let pool = Self { handle: Arc::new(Handle { shared: shared.clone() }) };
         for number in 0..threads {
@@ -81,26 +94,18 @@ impl HashPool {
         Ok(pool)
     }
 
-    /// What `job` returns, once a thread has run it. If the returned future is dropped before a thread took the job, it
-    /// never runs.
+    /// A place, for as long as it is kept.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] at once if too many jobs are waiting already; [`Error::Internal`] if the job panicked.
-    pub async fn run<T: Send + 'static>(&self, job: impl FnOnce(&mut Scratch) -> T + Send + 'static) -> Result<T> {
-        let caller = Arc::new(());
-        let (sender, result) = oneshot::channel();
-        let work = Box::new(move |scratch: &mut Scratch| {
-            // A caller who left meanwhile doesn't want it.
-            let _ = sender.send(job(scratch));
-        });
-        self.handle.shared.submit(Job { caller: Arc::downgrade(&caller), work })?;
-        // The sender is lost only in a panic. Its message is not repeated: it might quote a password.
-        let result = result
-            .instrument(trace::of_part("hash"))
-            .await
-            .map_err(|_| Error::internal("a job on a hashing thread panicked"));
-        drop(caller);
-        result
+    /// [`Error::Unavailable`] if all are taken.
+    pub fn place(&self) -> Result<Place> {
+        match Arc::clone(&self.handle.shared.places).try_acquire_owned() {
+            Ok(permit) => Ok(Place { handle: Arc::clone(&self.handle), taken: Arc::new(permit) }),
+            Err(_) => {
+                self.handle.shared.metrics.refused.inc();
+                Err(Error::Unavailable { what: Dependency::PasswordHashing, cause: None })
+            }
+        }
     }
 
     /// The number of jobs that wait for a thread.
@@ -123,6 +128,25 @@ impl HashPool {
     }
 }
 
+impl Place {
+    /// What `job` returns, once a thread has run it. If the returned future is dropped, and the place, before a thread took the job,
+    /// it never runs.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the job panicked.
+    pub async fn run<T: Send + 'static>(&self, job: impl FnOnce(&mut Scratch) -> T + Send + 'static) -> Result<T> {
+        let (sender, result) = oneshot::channel();
+        let work = Box::new(move |scratch: &mut Scratch| {
+            // A caller who left meanwhile doesn't want it.
+            let _ = sender.send(job(scratch));
+        });
+        self.handle.shared.submit(Job { place: Arc::downgrade(&self.taken), work });
+        // The sender is lost only in a panic. Its message is not repeated: it might quote a password.
+        let result = result.instrument(trace::of_part("hash")).await;
+        result.map_err(|_| Error::internal("a job on a hashing thread panicked"))
+    }
+}
+
 impl Scratch {
     /// `count` blocks (of 1 KiB) with any content. They are kept until the thread ends.
     pub fn blocks(&mut self, count: usize) -> &mut [Block] {
@@ -140,43 +164,42 @@ impl Scratch {
 }
 
 impl Shared {
-    fn submit(&self, job: Job) -> Result<()> {
+    fn submit(&self, job: Job) {
         let mut queue = self.queue();
         if queue.jobs.len() >= self.capacity {
-            // Those who left make room for those who are here.
+            // Those who left, whose places others have by now.
             queue.jobs.retain(Job::is_wanted);
-        }
-        if queue.jobs.len() >= self.capacity {
-            self.metrics.refused.inc();
-            return Err(Error::Unavailable { what: Dependency::PasswordHashing, cause: None });
         }
         queue.jobs.push_back(job);
         self.changed.notify_one();
-        Ok(())
     }
 
     /// The life of one thread.
     fn work(&self) {
         lower_priority();
         let mut scratch = Scratch::default();
-        while let Some(job) = self.next() {
+        while let Some((work, place)) = self.next() {
             self.metrics.busy.inc();
             let began = Instant::now();
-            if panic::catch_unwind(AssertUnwindSafe(|| (job.work)(&mut scratch))).is_err() {
+            if panic::catch_unwind(AssertUnwindSafe(|| work(&mut scratch))).is_err() {
                 scratch = Scratch::default();
             }
+            drop(place); // Not before: its thread is busy until now, whether anybody waits or not.
             self.metrics.took.observe(began.elapsed().as_secs_f64());
             self.metrics.busy.dec();
         }
     }
 
-    /// The next job that somebody waits for; `None` once the pool is closed.
-    fn next(&self) -> Option<Job> {
+    /// The next job that somebody waits for, and its place; `None` once the pool is closed.
+    fn next(&self) -> Option<(Work, Arc<OwnedSemaphorePermit>)> {
         let mut queue = self.queue();
         loop {
             match queue.jobs.pop_front() {
-                Some(job) if job.is_wanted() => return Some(job),
-                Some(_) => {}
+                Some(Job { place, work }) => {
+                    if let Some(place) = place.upgrade() {
+                        return Some((work, place));
+                    }
+                }
                 None if queue.closed => return None,
                 None => queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner),
             }
@@ -191,7 +214,7 @@ impl Shared {
 
 impl Job {
     fn is_wanted(&self) -> bool {
-        self.caller.strong_count() > 0
+        self.place.strong_count() > 0
     }
 }
 

@@ -15,12 +15,14 @@ use std::{
 };
 
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult, QueryResult, RuntimeErr,
-    SqliteTransactionMode, SqlxPostgresConnector, Statement, TransactionOptions, TransactionTrait,
-    entity::prelude::async_trait::async_trait,
+    ConnAcquireErr, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult,
+    QueryResult, RuntimeErr, SqliteTransactionMode, SqlxPostgresConnector, Statement, TransactionOptions,
+    TransactionTrait, Values, entity::prelude::async_trait::async_trait,
 };
+use sea_query_sqlx::SqlxValues;
 use sqlx::{
-    Connection, PgConnection,
+    AssertSqlSafe, Connection, PgConnection,
+    pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::{
@@ -28,6 +30,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use super::Inserts;
 use crate::{
     error::{Error, Result},
     metrics,
@@ -57,6 +60,21 @@ struct Shared {
 struct Generation {
     connections: DatabaseConnection,
     opened: Instant,
+}
+
+/// A connection to SQLite that runs a text with a transaction of its own. Unless it came to the end of it the transaction may be open,
+/// of which sqlx knows nothing: then the connection is closed, and the transaction undone.
+struct Lent {
+    connection: PoolConnection<sqlx::Sqlite>,
+    is_whole: bool,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if !self.is_whole {
+            self.connection.close_on_drop();
+        }
+    }
 }
 
 /// How to reach PostgreSQL.
@@ -113,6 +131,23 @@ impl Pool {
         // In a task of its own, which runs on when the caller is dropped: sqlx forgets a BEGIN that nobody waited for,
         // and the connection would go back to PostgreSQL's pool with a transaction open.
         tokio::spawn(begin).await.map_err(Error::internal)?
+    }
+
+    /// The rows of a text that begins and ends a transaction of SQLite's by itself.
+    pub(super) async fn run_text(&self, sql: String, values: Values) -> Result<Vec<QueryResult>, DbErr> {
+        let query_error = |error: sqlx::Error| DbErr::Query(RuntimeErr::SqlxError(error.into()));
+        let generation = self.current();
+        let acquired = generation.connections.get_sqlite_connection_pool().acquire().await;
+        let connection = acquired.map_err(|error| match error {
+            sqlx::Error::PoolTimedOut => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
+            sqlx::Error::PoolClosed => DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed),
+            error => query_error(error),
+        })?;
+        let mut lent = Lent { connection, is_whole: false };
+        let query = sqlx::query_with(AssertSqlSafe(sql), SqlxValues(values));
+        let rows = query.fetch_all(&mut *lent.connection).await.map_err(query_error)?;
+        lent.is_whole = true;
+        Ok(rows.into_iter().map(QueryResult::from).collect())
     }
 
     pub(super) async fn ping(&self) -> Result<(), DbErr> {
@@ -297,6 +332,17 @@ impl Tx {
     /// If the database is away or silent. Then nobody knows whether they are kept.
     pub async fn commit(self) -> Result<(), DbErr> {
         self.pool.bounded(&self.generation, Box::pin(self.begun.commit())).await
+    }
+
+    /// Puts in all of these rows, in one round trip as a rule.
+    ///
+    /// # Errors
+    /// If the database is away, or doesn't take one of them.
+    pub async fn insert(&self, rows: Inserts) -> Result<(), DbErr> {
+        for statement in rows.statements(self.get_database_backend()) {
+            self.execute_raw(statement).await?;
+        }
+        Ok(())
     }
 
     /// As SeaORM's own functions take it, without our bound.

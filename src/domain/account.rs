@@ -146,6 +146,7 @@ impl App {
         new: NewAccount,
         flags: AccountFlags,
     ) -> Result<User> {
+        let place = self.hash_pool.place()?;
         // Spare the hash. What decides is looked at again below.
         let known = user::Entity::find_by_id(caller.user_id).one(self.db.reader()).await?;
         if flags.name_an_admin() && !known.is_some_and(|user| user.is_superuser) {
@@ -154,7 +155,7 @@ impl App {
         if self.email_is_taken(&new.person.email).await? {
             return Err(Error::EmailTaken);
         }
-        let hash = self.hash_password(new.password).await?;
+        let hash = self.hash_password(&place, new.password).await?;
         self.change(move |tx| {
             Box::pin(async move {
                 let authority = tx.authority(&caller).await?;
@@ -163,8 +164,8 @@ impl App {
                     authority.require_superuser()?;
                 }
                 let user = tx.insert_user(&new.person, hash, flags).await?;
-                tx.audit(Event::UserCreated, Some(&call), user.id).await?;
-                tx.announce(UserEvent::Registered, &user).await?;
+                tx.audit(Event::UserCreated, Some(&call), user.id)?;
+                tx.announce(UserEvent::Registered, &user)?;
                 Ok(user.into())
             })
         })
@@ -270,14 +271,15 @@ impl App {
                 let subject = tx.lock_subject(&caller, id).await?;
                 subject.require_not_a_peer()?;
                 subject.require_dispensable()?;
-                tx.audit(Event::UserDeleted, Some(&call), id).await?;
-                tx.announce(UserEvent::Deleted, &subject.user).await?;
+                tx.audit(Event::UserDeleted, Some(&call), id)?;
+                tx.announce(UserEvent::Deleted, &subject.user)?;
                 tx.forget_messages(id).await?;
                 tx.forget_avatar_of(id).await?;
                 tx.erase_traces(id).await?;
                 // Profile, sessions, known clients, codes, groups, permissions and avatar hang on the row, and go with it.
                 user::Entity::delete_by_id(id).exec(&tx.db).await?;
-                tx.user_deleted(id).await
+                tx.user_deleted(id);
+                Ok(())
             })
         })
         .await
@@ -315,7 +317,7 @@ impl Transaction {
         after: &user::Model,
         differing: &[Column],
     ) -> Result<()> {
-        self.user_changed(after).await?;
+        self.user_changed(after);
         if before.is_active && !after.is_active {
             self.end_sessions(after.id, None).await?;
         }
@@ -326,7 +328,7 @@ impl Transaction {
             // One that nobody verified may be a stranger's.
             if before.is_verified {
                 let letter = Letter::EmailChanged { to: before.email.clone(), name: greeting_name(before) };
-                self.post(&letter, after.id).await?;
+                self.post(&letter, after.id)?;
             }
             if !after.is_verified && after.is_active {
                 self.post_code(after, false).await?;
@@ -334,9 +336,9 @@ impl Transaction {
         }
         let changed = changes(differing, after);
         for news in news(before, after, changed.keys().copied()) {
-            self.announce(news, after).await?;
+            self.announce(news, after)?;
         }
-        self.audit(Event::UserUpdated(changed), Some(call), after.id).await
+        self.audit(Event::UserUpdated(changed), Some(call), after.id)
     }
 }
 

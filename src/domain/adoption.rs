@@ -32,8 +32,9 @@ impl App {
                 }
                 // Another call may have been first.
                 if session::Entity::find_by_id(id).one(&tx.db).await?.is_none() {
-                    tx.insert_session(&call, user_id, id, 0).await?;
-                    tx.audit(Event::SessionAdopted, Some(&call), user_id).await?;
+                    let session = tx.insert_session(&call, user_id, id, 0);
+                    tx.end_sessions_beside(&session, &call).await?;
+                    tx.audit(Event::SessionAdopted, Some(&call), user_id)?;
                 }
                 Ok(())
             })
@@ -74,7 +75,8 @@ impl Transaction {
             .update_columns([session::Column::ExpiresAt, session::Column::EndsAt, session::Column::RevokedAt])
             .to_owned();
         session::Entity::insert(over).on_conflict(again).exec_without_returning(&self.db).await?;
-        self.revoke_sessions([id]).await
+        self.revoke_sessions([id]);
+        Ok(())
     }
 
     /// Whether what the Django service issued to the user is over.
@@ -84,7 +86,7 @@ impl Transaction {
     }
 
     /// Whoever adopts a token and whoever ends them all go one after the other.
-    async fn lock_user(&self, id: i64) -> Result<Option<user::Model>> {
+    pub(super) async fn lock_user(&self, id: i64) -> Result<Option<user::Model>> {
         Ok(user::Entity::find_by_id(id).lock_exclusive().one(&self.db).await?)
     }
 }

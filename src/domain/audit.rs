@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use sea_orm::{ActiveModelTrait, ActiveValue::Set, EntityTrait, EnumIter, Iterable};
+use chrono::{DateTime, Utc};
+use sea_orm::{ActiveValue::Set, EnumIter, Iterable};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -160,45 +161,52 @@ impl Event {
 
 impl Transaction {
     /// Notes what the call did to the user; without a call, what the operator did.
-    pub async fn audit(&self, event: Event, call: Option<&Call>, user_id: i64) -> Result<()> {
-        self.write_audit(event, call, Some(user_id)).await
+    pub fn audit(&mut self, event: Event, call: Option<&Call>, user_id: i64) -> Result<()> {
+        self.write_audit(event, call, Some(user_id))
     }
 
     /// Notes what the operator did to each of these users.
-    pub async fn audit_each(&self, event: &Event, user_ids: &[i64]) -> Result<()> {
+    pub fn audit_each(&mut self, event: &Event, user_ids: &[i64]) -> Result<()> {
         let rows =
-            user_ids.iter().map(|id| self.audit_row(event.clone(), None, Some(*id))).collect::<Result<Vec<_>>>()?;
-        audit_event::Entity::insert_many(rows).exec_without_returning(&self.db).await?;
+            user_ids.iter().map(|id| row(event.clone(), None, Some(*id), self.now)).collect::<Result<Vec<_>>>()?;
+        rows.iter().for_each(|row| self.put(row));
         Ok(())
     }
 
     /// Notes what the call did that concerns no single user.
-    pub async fn audit_at_large(&self, event: Event, call: &Call) -> Result<()> {
-        self.write_audit(event, Some(call), None).await
+    pub fn audit_at_large(&mut self, event: Event, call: &Call) -> Result<()> {
+        self.write_audit(event, Some(call), None)
     }
 
     /// Notes that the caller began to read the audit: of this user, or of all.
-    pub async fn audit_reading(&self, call: &Call, user_id: Option<i64>) -> Result<()> {
-        self.write_audit(Event::AuditRead, Some(call), user_id).await
+    pub fn audit_reading(&mut self, call: &Call, user_id: Option<i64>) -> Result<()> {
+        self.write_audit(Event::AuditRead, Some(call), user_id)
     }
 
-    async fn write_audit(&self, event: Event, call: Option<&Call>, user_id: Option<i64>) -> Result<()> {
-        self.audit_row(event, call, user_id)?.insert(&self.db).await?;
+    fn write_audit(&mut self, event: Event, call: Option<&Call>, user_id: Option<i64>) -> Result<()> {
+        let row = row(event, call, user_id, self.now)?;
+        self.put(&row);
         Ok(())
     }
+}
 
-    fn audit_row(&self, event: Event, call: Option<&Call>, user_id: Option<i64>) -> Result<audit_event::ActiveModel> {
-        let caller = call.and_then(|call| call.caller.as_ref());
-        Ok(audit_event::ActiveModel {
-            kind: Set(event.name().to_owned()),
-            actor_id: Set(caller.map(|caller| caller.user_id).or(user_id.filter(|_| event.proves_the_user()))),
-            user_id: Set(user_id),
-            ip: Set(call.map(|call| call.client.to_string())),
-            user_agent: Set(call.and_then(Call::user_agent)),
-            request_id: Set(call.map(|call| call.request_id.to_string())),
-            detail: Set(serde_json::to_string(&event.detail()).map_err(Error::internal)?),
-            created_at: Set(self.now),
-            ..Default::default()
-        })
-    }
+/// What is written down of an event.
+pub(super) fn row(
+    event: Event,
+    call: Option<&Call>,
+    user_id: Option<i64>,
+    now: DateTime<Utc>,
+) -> Result<audit_event::ActiveModel> {
+    let caller = call.and_then(|call| call.caller.as_ref());
+    Ok(audit_event::ActiveModel {
+        kind: Set(event.name().to_owned()),
+        actor_id: Set(caller.map(|caller| caller.user_id).or(user_id.filter(|_| event.proves_the_user()))),
+        user_id: Set(user_id),
+        ip: Set(call.map(|call| call.client.to_string())),
+        user_agent: Set(call.and_then(Call::user_agent)),
+        request_id: Set(call.map(|call| call.request_id.to_string())),
+        detail: Set(serde_json::to_string(&event.detail()).map_err(Error::internal)?),
+        created_at: Set(now),
+        ..Default::default()
+    })
 }

@@ -4,13 +4,16 @@ use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
-use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, QueryFilter, sea_query::Expr};
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, EntityTrait, ExprTrait, QueryFilter,
+    sea_query::{Expr, OnConflict},
+};
 use tracing::Instrument;
 
 use crate::{
     app::App,
     cache,
-    db::Tx,
+    db::{Inserts, Returned, Script, Tx},
     entity::{counter, user},
     error::{Dependency, Error, Result},
     feed::Entry,
@@ -33,31 +36,33 @@ pub(super) struct Transaction {
     pub now: DateTime<Utc>,
     /// What the feed gets.
     entries: Vec<Entry>,
+    /// Rows that are put in before the commit.
+    later: Inserts,
     has_posted: bool,
     replaced_avatar: Option<String>,
 }
 
 impl Transaction {
     /// The sessions are over: their access tokens are worth nothing.
-    pub async fn revoke_sessions(&mut self, ids: impl IntoIterator<Item = uuid::Uuid>) -> Result<()> {
+    pub fn revoke_sessions(&mut self, ids: impl IntoIterator<Item = uuid::Uuid>) {
         let expires_at = self.app.keys.last_access_expiry(self.now);
         let ended = ids.into_iter().map(|id| Entry::of_session(id, self.now, expires_at)).collect();
-        self.tell(ended).await
+        self.tell(ended);
     }
 
     /// What tokens say of the user, and what is shown of it, is no longer so. This is the row as it is now.
-    pub async fn user_changed(&mut self, user: &user::Model) -> Result<()> {
-        self.tell(vec![Entry::of_user(user.id, user.version, self.now, self.outlives_all())]).await
+    pub fn user_changed(&mut self, user: &user::Model) {
+        self.tell(vec![Entry::of_user(user.id, user.version, self.now, self.outlives_all())]);
     }
 
     /// The same of a user who is no more.
-    pub async fn user_deleted(&mut self, id: i64) -> Result<()> {
-        self.tell(vec![Entry::of_deleted_user(id, self.now, self.outlives_all())]).await
+    pub fn user_deleted(&mut self, id: i64) {
+        self.tell(vec![Entry::of_deleted_user(id, self.now, self.outlives_all())]);
     }
 
     /// What is shown of the user is no longer so, but what tokens say is. This is the row as it is now.
-    pub async fn account_changed(&mut self, user: &user::Model) -> Result<()> {
-        self.tell(vec![Entry::of_account(user.id, user.version, self.now, self.outlives_all())]).await
+    pub fn account_changed(&mut self, user: &user::Model) {
+        self.tell(vec![Entry::of_account(user.id, user.version, self.now, self.outlives_all())]);
     }
 
     /// What a group brings its members is no longer so. Until the commit no other group changes in that.
@@ -70,18 +75,32 @@ impl Transaction {
         let [counted] = counted.as_slice() else {
             return Err(Error::internal("the counter of groups is not there"));
         };
-        self.tell(vec![Entry::of_groups(counted.value, self.now, self.outlives_all())]).await
-    }
-
-    /// When neither a token nor a cached value of before is left.
-    fn outlives_all(&self) -> DateTime<Utc> {
-        Ord::max(self.app.keys.last_access_expiry(self.now), self.now + cache::LIFETIME + CLOCKS_DIFFER)
-    }
-
-    async fn tell(&mut self, entries: Vec<Entry>) -> Result<()> {
-        Entry::write_all(&entries, &self.db).await?;
-        self.entries.extend(entries);
+        self.tell(vec![Entry::of_groups(counted.value, self.now, self.outlives_all())]);
         Ok(())
+    }
+
+    fn outlives_all(&self) -> DateTime<Utc> {
+        self.app.outlives_all(self.now)
+    }
+
+    fn tell(&mut self, entries: Vec<Entry>) {
+        self.later.extend(Entry::inserts(&entries));
+        self.entries.extend(entries);
+    }
+
+    /// Puts in a row before the commit, together with all others of which nothing here reads: in one round trip.
+    pub fn put<A: ActiveModelTrait>(&mut self, row: &A) {
+        self.later.add(row);
+    }
+
+    /// As [`Transaction::put`]; `conflict` says what becomes of a row that is there already.
+    pub fn put_or<A: ActiveModelTrait>(&mut self, row: &A, conflict: OnConflict) {
+        self.later.add_or(row, Some(conflict));
+    }
+
+    /// Puts in at once what is still to be.
+    pub async fn put_now(&mut self) -> Result<()> {
+        Ok(self.db.insert(std::mem::take(&mut self.later)).await?)
     }
 
     /// Something was put into the outbox.
@@ -94,8 +113,9 @@ impl Transaction {
         self.replaced_avatar = name;
     }
 
-    async fn commit(self) -> Result<()> {
-        let Self { app, db, entries, has_posted, replaced_avatar, now: _ } = self;
+    async fn commit(mut self) -> Result<()> {
+        self.put_now().await?;
+        let Self { app, db, entries, later: _, has_posted, replaced_avatar, now: _ } = self;
         Box::pin(db.commit()).instrument(trace::of_part("commit")).await?;
         app.feed.apply(&entries);
         app.tell_replicas(entries);
@@ -121,6 +141,32 @@ impl App {
         self.run_to_end(async move { app.transaction(work).await }).await
     }
 
+    /// Makes a change that is one script. What came of it `read` finds in what the steps returned, with the entries that they put into
+    /// the feed. It runs to its end, too.
+    ///
+    /// # Errors
+    /// Those of `read`; `Unavailable` if the store is away, or the service is about to end.
+    pub(super) async fn change_at_once<T: Send + 'static>(
+        self: &Arc<Self>,
+        script: Script,
+        read: impl FnOnce(&Returned) -> Result<(T, Vec<Entry>)> + Send + 'static,
+    ) -> Result<T> {
+        let app = Arc::clone(self);
+        let run = async move {
+            let returned = Box::pin(app.db.run(script)).instrument(trace::of_part("commit")).await?;
+            let (done, entries) = read(&returned)?;
+            app.feed.apply(&entries);
+            app.tell_replicas(entries);
+            Ok(done)
+        };
+        self.run_to_end(run).await
+    }
+
+    /// When neither a token nor a cached value of before `now` is left.
+    pub(super) fn outlives_all(&self, now: DateTime<Utc>) -> DateTime<Utc> {
+        Ord::max(self.keys.last_access_expiry(now), now + cache::LIFETIME + CLOCKS_DIFFER)
+    }
+
     /// Commits what `work` does if it returns `Ok`, and undoes it if not; also if its caller goes, so call it within
     /// [`App::run_to_end`].
     pub(super) async fn transaction<T>(
@@ -133,6 +179,7 @@ impl App {
             db: self.db.begin().await?,
             now,
             entries: Vec::new(),
+            later: Inserts::default(),
             has_posted: false,
             replaced_avatar: None,
         };

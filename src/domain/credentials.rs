@@ -16,6 +16,7 @@ use crate::{
     },
     entity::user::{self, Column, PasswordHash},
     error::{Error, FieldErrors, Result},
+    hash_pool::Place,
     model::password::{self, Password, Verdict},
 };
 
@@ -24,22 +25,20 @@ const ATTEMPTS: usize = 3;
 
 impl App {
     /// The hash to store for a password.
-    ///
-    /// # Errors
-    /// `Unavailable` if more passwords wait to be hashed than can be.
-    pub(super) async fn hash_password(&self, password: Password) -> Result<PasswordHash> {
+    pub(super) async fn hash_password(&self, place: &Place, password: Password) -> Result<PasswordHash> {
         let params = self.argon2;
-        self.hash_pool.run(move |scratch| password::hash(&password, params, scratch).map(PasswordHash)).await?
+        place.run(move |scratch| password::hash(&password, params, scratch).map(PasswordHash)).await?
     }
 
     /// Whether the password is the one that is stored, and the hash to store instead where that one is outdated.
     pub(super) async fn check_password(
         &self,
+        place: &Place,
         stored: PasswordHash,
         password: Arc<Password>,
     ) -> Result<(Verdict, Option<PasswordHash>)> {
         let params = self.argon2;
-        self.hash_pool
+        place
             .run(move |scratch| {
                 let verdict = password::verify(&stored.0, &password, params, scratch)?;
                 let upgraded = match verdict {
@@ -65,6 +64,7 @@ impl App {
         old: Password,
         new: Password,
     ) -> Result<()> {
+        let place = self.hash_pool.place()?;
         let user = self.active_user(caller.user_id).await?;
         let mut errors = FieldErrors::default();
         errors.check("new_password", new.is_impersonal(&[&user.email, &user.first_name, &user.last_name]));
@@ -72,7 +72,7 @@ impl App {
 
         let (session, now) = (caller.session_id, self.clock.now());
         let attempt = self.limiter.reserve_password_change(&user.email_key, session, call.client, now).await?;
-        let changed = self.change_password_within_limits(call, &caller, Arc::new(old), Arc::new(new)).await;
+        let changed = self.change_password_within_limits(call, &caller, &place, Arc::new(old), Arc::new(new)).await;
         match &changed {
             Ok(true) => self.limiter.login_succeeded(attempt, self.clock.now()).await,
             Ok(false) => drop(attempt), // It counts.
@@ -89,6 +89,7 @@ impl App {
         self: &Arc<Self>,
         call: Arc<Call>,
         caller: &Caller,
+        place: &Place,
         old: Arc<Password>,
         new: Arc<Password>,
     ) -> Result<bool> {
@@ -97,7 +98,7 @@ impl App {
             let user = self.active_user(caller.user_id).await?;
             let (stored, params) = (user.password.clone(), self.argon2);
             let (old, new) = (Arc::clone(&old), Arc::clone(&new));
-            let hash = self.hash_pool.run(move |scratch| match password::verify(&stored.0, &old, params, scratch)? {
+            let hash = place.run(move |scratch| match password::verify(&stored.0, &old, params, scratch)? {
                 Verdict::Wrong => Ok(None),
                 Verdict::Right { .. } => password::hash(&new, params, scratch).map(PasswordHash).map(Some),
             });
@@ -133,11 +134,11 @@ impl Transaction {
             return Ok(false);
         }
         self.end_sessions(user.id, Some(kept)).await?;
-        self.audit(Event::PasswordChanged, Some(call), user.id).await?;
+        self.audit(Event::PasswordChanged, Some(call), user.id)?;
         // An address that nobody verified may be a stranger's, who would get a mail at each change.
         if user.is_verified {
             let letter = Letter::PasswordChanged { to: user.email.clone(), name: greeting_name(user) };
-            self.post(&letter, user.id).await?;
+            self.post(&letter, user.id)?;
         }
         Ok(true)
     }

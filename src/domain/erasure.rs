@@ -33,7 +33,8 @@ const DONE_AFTER: TimeDelta = TimeDelta::minutes(1);
 
 impl Transaction {
     /// Takes out of the audit where the user acted from, and sees to it that what is left follows.
-    pub async fn erase_traces(&self, user_id: i64) -> Result<()> {
+    pub async fn erase_traces(&mut self, user_id: i64) -> Result<()> {
+        self.put_now().await?; // Of what this very change noted, too.
         for trail in trails(user_id) {
             erase_behind(&self.db, &trail, user_id, None).await?;
         }

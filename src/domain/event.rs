@@ -75,7 +75,7 @@ struct UserNow<'a> {
 impl Transaction {
     /// Puts an event into the outbox, where there is somebody to hear of it. `user` is as it is after the change; of one that
     /// was deleted, as it was before.
-    pub async fn announce(&mut self, news: UserEvent, user: &user::Model) -> Result<()> {
+    pub fn announce(&mut self, news: UserEvent, user: &user::Model) -> Result<()> {
         if self.app.notifier.is_none() {
             return Ok(());
         }
@@ -102,6 +102,6 @@ impl Transaction {
             occurred_at: self.now.to_rfc3339_opts(SecondsFormat::AutoSi, true),
             data: Data { user: user_now, user_version, changed },
         };
-        self.put_into_outbox(news.kind(), id, &payload, user.id).await
+        self.put_into_outbox(news.kind(), id, &payload, user.id)
     }
 }

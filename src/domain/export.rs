@@ -83,7 +83,7 @@ impl App {
                 if caller.user_id != id {
                     authority.require_admin()?;
                 }
-                tx.audit(Event::UserExported, Some(&call), id).await
+                tx.audit(Event::UserExported, Some(&call), id)
             })
         })
         .await?;

@@ -101,7 +101,7 @@ impl App {
                 if group::Entity::find().count(&tx.db).await? > MAX_GROUPS {
                     return Err(Error::Conflict(Conflict::TooManyGroups));
                 }
-                tx.audit_at_large(Event::GroupCreated(made.name.clone()), &call).await?;
+                tx.audit_at_large(Event::GroupCreated(made.name.clone()), &call)?;
                 Ok(Group { id: made.id, name: made.name, permissions: Vec::new() })
             })
         })
@@ -127,7 +127,7 @@ impl App {
                         .col_expr(group::Column::Name, Expr::value(name.clone()))
                         .filter(group::Column::Id.eq(id));
                     rename.exec(&tx.db).await.map_err(or_name_taken)?;
-                    tx.audit_at_large(Event::GroupRenamed(name.clone()), &call).await?;
+                    tx.audit_at_large(Event::GroupRenamed(name.clone()), &call)?;
                 }
                 Ok(Group { name, ..group })
             })
@@ -146,7 +146,7 @@ impl App {
                 group.require_changeable_by(authority)?;
                 group::Entity::delete_by_id(id).exec(&tx.db).await?;
                 tx.groups_changed().await?;
-                tx.audit_at_large(Event::GroupDeleted(group.name), &call).await?;
+                tx.audit_at_large(Event::GroupDeleted(group.name), &call)?;
                 Ok(())
             })
         })
@@ -180,7 +180,7 @@ impl App {
                     tx.groups_changed().await?;
                     let event =
                         Event::GroupPermissionAdded { group: group.name.clone(), permission: permission.to_string() };
-                    tx.audit_at_large(event, &call).await?;
+                    tx.audit_at_large(event, &call)?;
                     group.permissions.push(permission);
                     group.permissions.sort();
                 }
@@ -215,7 +215,7 @@ impl App {
                     .await?;
                 tx.groups_changed().await?;
                 let event = Event::GroupPermissionRemoved { group: group.name, permission: permission.to_string() };
-                tx.audit_at_large(event, &call).await?;
+                tx.audit_at_large(event, &call)?;
                 Ok(())
             })
         })

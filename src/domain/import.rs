@@ -334,7 +334,7 @@ impl App {
 
 impl Transaction {
     /// Those whose address is free, each with a profile and a line in the audit; how many they are.
-    async fn insert_newcomers(&self, newcomers: &[Newcomer]) -> Result<u64> {
+    async fn insert_newcomers(&mut self, newcomers: &[Newcomer]) -> Result<u64> {
         let rows = newcomers.iter().map(|new| {
             let row = new_row(&new.person, new.password.clone(), new.flags, self.now);
             user::ActiveModel {
@@ -369,7 +369,7 @@ impl Transaction {
             });
         }
         profile::Entity::insert_many(profiles).exec_without_returning(&self.db).await?;
-        self.audit_each(&Event::UserImported, &ids).await?;
+        self.audit_each(&Event::UserImported, &ids)?;
         Ok(ids.len() as u64)
     }
 }

@@ -5,13 +5,12 @@ use std::net::IpAddr;
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{
     ActiveValue::Set,
-    ColumnTrait, EntityTrait, QueryFilter, QuerySelect, RelationTrait,
-    sea_query::{JoinType, OnConflict},
+    ColumnTrait, EntityTrait, ExprTrait, FromQueryResult, QueryFilter, QuerySelect,
+    sea_query::{Expr, OnConflict, Query},
 };
 
 use crate::{
     app::App,
-    db::Tx,
     domain::user::EmailAddress,
     entity::{known_client, user},
     error::Result,
@@ -21,40 +20,56 @@ use crate::{
 /// How long a client stays known after its last login.
 pub const KNOWN_FOR: TimeDelta = TimeDelta::days(400);
 
+/// Who has an address, as a login looks it up.
+#[derive(FromQueryResult)]
+pub(super) struct Holder {
+    #[sea_orm(nested)]
+    pub user: user::Model,
+    /// The client that logs in did so before.
+    pub is_known_client: bool,
+}
+
 impl App {
+    /// Who has the address, and whether the client logged in as this user before. One statement, whether there is such a user or not: it
+    /// takes as long.
+    pub(super) async fn holder(&self, email: &EmailAddress, client: IpAddr) -> Result<Option<Holder>> {
+        let known = Query::select()
+            .expr(Expr::val(1))
+            .from(known_client::Entity)
+            .and_where(known_client::Column::UserId.into_expr().equals((user::Entity, user::Column::Id)))
+            .and_where(known_client::Column::Network.eq(network(client).to_string()))
+            .take();
+        let holder = user::Entity::find()
+            .filter(user::Column::EmailKey.eq(email.key()))
+            .expr_as(Expr::exists(known), "is_known_client")
+            .into_model();
+        Ok(holder.one(self.db.reader()).await?)
+    }
+
     /// Counts a login as if it had failed, before it is looked at; one from a client that never logged in with this address
     /// counts against all of its kind together as well.
     ///
     /// # Errors
     /// `Throttled` if it is one too many.
-    pub(super) async fn reserve_login(&self, email: &EmailAddress, client: IpAddr) -> Result<Reservation> {
+    pub(super) async fn reserve_login(
+        &self,
+        email: &EmailAddress,
+        client: IpAddr,
+    ) -> Result<(Reservation, Option<Holder>)> {
         let now = self.clock.now();
         let reservation = self.limiter.reserve_login(email.key(), client, now).await?;
-        if !self.limiter.counts_logins() {
-            return Ok(reservation);
-        }
-        match self.is_known_client(email, client).await.map(|is_known| is_known && !self.limiter.is_exempt(client)) {
-            Ok(true) => Ok(reservation),
-            Ok(false) => self.limiter.reserve_login_by_stranger(reservation, email.key(), now).await,
+        let holder = match self.holder(email, client).await {
+            Ok(holder) => holder,
             Err(error) => {
                 self.limiter.give_back(reservation).await;
-                Err(error)
+                return Err(error);
             }
+        };
+        let is_known = holder.as_ref().is_some_and(|holder| holder.is_known_client) && !self.limiter.is_exempt(client);
+        if is_known || !self.limiter.counts_logins() {
+            return Ok((reservation, holder));
         }
-    }
-
-    /// One statement, whether there is such a user or not: it takes as long.
-    async fn is_known_client(&self, email: &EmailAddress, client: IpAddr) -> Result<bool> {
-        let known: Option<i64> = known_client::Entity::find()
-            .select_only()
-            .column(known_client::Column::UserId)
-            .join(JoinType::InnerJoin, known_client::Relation::User.def())
-            .filter(user::Column::EmailKey.eq(email.key()))
-            .filter(known_client::Column::Network.eq(network(client).to_string()))
-            .into_tuple()
-            .one(self.db.reader())
-            .await?;
-        Ok(known.is_some())
+        Ok((self.limiter.reserve_login_by_stranger(reservation, email.key(), now).await?, holder))
     }
 
     /// Forgets clients whose last login is too long ago, `at_most` so many. The answer is their number.
@@ -84,16 +99,17 @@ impl App {
     }
 }
 
-/// Notes within `tx` that the client logged in as this user.
-pub(super) async fn remember_client(tx: &Tx, user_id: i64, client: IpAddr, now: DateTime<Utc>) -> Result<()> {
-    let row = known_client::ActiveModel {
+/// What notes that the client logged in as this user.
+pub(super) fn known_from_now_on(user_id: i64, client: IpAddr, now: DateTime<Utc>) -> known_client::ActiveModel {
+    known_client::ActiveModel {
         user_id: Set(user_id),
         network: Set(network(client).to_string()),
         last_login_at: Set(now),
-    };
-    let known = OnConflict::columns([known_client::Column::UserId, known_client::Column::Network])
-        .update_column(known_client::Column::LastLoginAt)
-        .to_owned();
-    known_client::Entity::insert(row).on_conflict(known).exec_without_returning(tx).await?;
-    Ok(())
+    }
+}
+
+/// Where it is known already: it is so for longer.
+pub(super) fn or_for_longer() -> OnConflict {
+    let key = [known_client::Column::UserId, known_client::Column::Network];
+    OnConflict::columns(key).update_column(known_client::Column::LastLoginAt).to_owned()
 }

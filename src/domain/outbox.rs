@@ -3,8 +3,7 @@
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
-    sea_query::Expr,
+    ActiveValue::Set, ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -29,9 +28,9 @@ pub(super) struct PostedLetter<L> {
 
 impl Transaction {
     /// Puts a letter into the outbox.
-    pub async fn post(&mut self, letter: &Letter, user_id: i64) -> Result<()> {
+    pub fn post(&mut self, letter: &Letter, user_id: i64) -> Result<()> {
         let posted = PostedLetter { letter, written_at_us: Some(self.now.timestamp_micros()) };
-        self.put_into_outbox(letter.kind(), new_message_id(), &posted, user_id).await
+        self.put_into_outbox(letter.kind(), new_message_id(), &posted, user_id)
     }
 
     /// Takes the user's messages out that are settled, and the codes: nobody is there any more who could use them. What tells the
@@ -47,13 +46,7 @@ impl Transaction {
     }
 
     /// Puts in a message, which whoever gets it twice knows by its id.
-    pub async fn put_into_outbox(
-        &mut self,
-        kind: &str,
-        id: Uuid,
-        payload: &impl Serialize,
-        user_id: i64,
-    ) -> Result<()> {
+    pub fn put_into_outbox(&mut self, kind: &str, id: Uuid, payload: &impl Serialize, user_id: i64) -> Result<()> {
         let payload = serde_json::to_vec(payload).map_err(Error::internal)?;
         let row = outbox::ActiveModel {
             kind: Set(kind.to_owned()),
@@ -68,7 +61,7 @@ impl Transaction {
             created_at: Set(self.now),
             ..Default::default()
         };
-        row.insert(&self.db).await?;
+        self.put(&row);
         self.has_posted();
         Ok(())
     }

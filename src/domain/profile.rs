@@ -2,17 +2,22 @@
 
 use std::sync::Arc;
 
-use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, QueryFilter, sea_query::Expr};
+use sea_orm::{
+    ColumnTrait, EntityTrait, ExprTrait, QueryFilter, QueryTrait, UpdateMany,
+    sea_query::{Expr, Query},
+};
 
 use crate::{
     app::App,
     config::NeedsVerified,
+    db::Script,
     domain::{
         avatar::{Avatar, Upload},
         caller::Caller,
     },
     entity::{profile, user},
     error::{AuthFailure, Error, Result},
+    feed::Entry,
     model::user::{Profile, User},
 };
 
@@ -100,6 +105,40 @@ pub struct ProfileChange {
     pub streak_visibility: Option<bool>,
 }
 
+impl ProfileChange {
+    /// What becomes of the owner's row.
+    fn of_owner(&self, id: i64) -> UpdateMany<user::Entity> {
+        let mut owner = user::Entity::update_many()
+            .col_expr(user::Column::Version, Expr::col(user::Column::Version).add(1))
+            .filter(user::Column::Id.eq(id));
+        if let Some(is_public) = self.is_public {
+            let listed = Expr::col(user::Column::IsActive).and(Expr::value(is_public));
+            owner = owner.col_expr(user::Column::Listed, listed);
+        }
+        owner
+    }
+
+    /// What becomes of the profile, but for its avatar.
+    fn of_profile(self, user_id: i64) -> UpdateMany<profile::Entity> {
+        let mut update = profile::Entity::update_many().filter(profile::Column::UserId.eq(user_id));
+        // Set to itself, so that there is something to set even where nothing changes.
+        update = update.col_expr(profile::Column::UserId, Expr::col(profile::Column::UserId));
+        if let Some(Bio(bio)) = self.bio.value() {
+            update = update.col_expr(profile::Column::Bio, Expr::value(bio));
+        }
+        if let Some(is_public) = self.is_public {
+            update = update.col_expr(profile::Column::IsPublic, Expr::value(is_public));
+        }
+        if let Some(Timezone(name)) = self.timezone.value() {
+            update = update.col_expr(profile::Column::Timezone, Expr::value(name));
+        }
+        if let Some(shown) = self.streak_visibility {
+            update = update.col_expr(profile::Column::StreakVisibility, Expr::value(shown));
+        }
+        update
+    }
+}
+
 /// A profile as somebody may see it.
 #[derive(Debug, Clone)]
 pub struct VisibleProfile {
@@ -139,53 +178,66 @@ impl App {
     /// # Errors
     /// `PermissionDenied` if it takes a verified address; `Invalid` for a picture that can't be read; `Unauthenticated` if the account
     /// is gone; `Unavailable` if a store is away.
-    pub async fn update_my_profile(self: &Arc<Self>, caller: Caller, change: ProfileChange) -> Result<VisibleProfile> {
+    pub async fn update_my_profile(
+        self: &Arc<Self>,
+        caller: Caller,
+        mut change: ProfileChange,
+    ) -> Result<VisibleProfile> {
         self.require_verified(NeedsVerified::Profile, caller.is_verified)?;
         if !matches!(change.avatar, Change::Keep) {
             self.require_verified(NeedsVerified::Avatar, caller.is_verified)?;
         }
-        let avatar = match change.avatar {
+        let avatar = match std::mem::take(&mut change.avatar) {
             Change::Set(upload) => Change::Set(self.make_avatar(caller.user_id, upload).await?),
             Change::Clear => Change::Clear,
             Change::Keep => Change::Keep,
         };
+        let id = caller.user_id;
+        let (owner, profile) = (change.of_owner(id), change.of_profile(id));
+        let gone = Error::Unauthenticated(AuthFailure::SessionEnded);
+        if matches!(avatar, Change::Keep) {
+            return self.change_profile_at_once(id, owner, profile).await?.ok_or(gone);
+        }
         self.change(move |tx| {
             Box::pin(async move {
-                let mut owner = user::Entity::update_many()
-                    .col_expr(user::Column::Version, Expr::col(user::Column::Version).add(1))
-                    .filter(user::Column::Id.eq(caller.user_id));
-                if let Some(is_public) = change.is_public {
-                    let listed = Expr::col(user::Column::IsActive).and(Expr::value(is_public));
-                    owner = owner.col_expr(user::Column::Listed, listed);
-                }
-                let gone = Error::Unauthenticated(AuthFailure::SessionEnded);
                 let Some(user) = owner.exec_with_returning(&tx.db).await?.pop() else { return Err(gone) };
-
-                let mut update = profile::Entity::update_many().filter(profile::Column::UserId.eq(caller.user_id));
-                // Set to itself, so that there is something to set even where nothing changes.
-                update = update.col_expr(profile::Column::UserId, Expr::col(profile::Column::UserId));
-                if let Some(Bio(bio)) = change.bio.value() {
-                    update = update.col_expr(profile::Column::Bio, Expr::value(bio));
-                }
-                if let Some(is_public) = change.is_public {
-                    update = update.col_expr(profile::Column::IsPublic, Expr::value(is_public));
-                }
-                if let Some(Timezone(name)) = change.timezone.value() {
-                    update = update.col_expr(profile::Column::Timezone, Expr::value(name));
-                }
-                if let Some(shown) = change.streak_visibility {
-                    update = update.col_expr(profile::Column::StreakVisibility, Expr::value(shown));
-                }
-                if !matches!(avatar, Change::Keep) {
-                    let new = if let Change::Set(avatar) = avatar { Some(avatar) } else { None };
-                    // The owner's row is ours until the commit, so no other change of the avatar gets in between.
-                    tx.replace_avatar(caller.user_id, new.as_ref()).await?;
-                    update = update.col_expr(profile::Column::Avatar, Expr::value(new.map(|Avatar { name, .. }| name)));
-                }
-                let profile = update.exec_with_returning(&tx.db).await?.pop().ok_or(gone)?;
-                tx.account_changed(&user).await?;
+                let new = if let Change::Set(avatar) = avatar { Some(avatar) } else { None };
+                // The owner's row is ours until the commit, so no other change of the avatar gets in between.
+                tx.replace_avatar(id, new.as_ref()).await?;
+                let name = Expr::value(new.map(|Avatar { name, .. }| name));
+                let profile = profile.col_expr(profile::Column::Avatar, name);
+                let profile = profile.exec_with_returning(&tx.db).await?.pop().ok_or(gone)?;
+                tx.account_changed(&user);
                 Ok(VisibleProfile { user: user.into(), profile: profile.into(), is_own: true })
             })
+        })
+        .await
+    }
+
+    /// `None` if there is no such user.
+    async fn change_profile_at_once(
+        self: &Arc<Self>,
+        id: i64,
+        owner: UpdateMany<user::Entity>,
+        mut profile: UpdateMany<profile::Entity>,
+    ) -> Result<Option<VisibleProfile>> {
+        let (now, mut script) = (self.clock.now(), Script::new(&self.db));
+        let expires_at = self.outlives_all(now);
+        script.update("owner", user::Entity, owner.into_query());
+        let written = script.written("owner", user::Entity);
+        // By way of the owner's row, so that its lock comes first, here as everywhere.
+        let owner = Query::select().column(user::Column::Id).from(written.clone()).take();
+        let owner = owner.to_owned().and_where(Expr::col(user::Column::Id).eq(id)).take();
+        QueryTrait::query(&mut profile).and_where(Expr::col(profile::Column::UserId).in_subquery(owner));
+        script.update("profile", profile::Entity, profile.into_query());
+        Entry::account_step(&mut script, written, id, now, expires_at)?;
+        self.change_at_once(script, move |returned| {
+            let (Some(user), Some(profile)) = (returned.row("owner")?, returned.row("profile")?) else {
+                return Ok((None, Vec::new()));
+            };
+            let (user, profile): (user::Model, profile::Model) = (user, profile);
+            let entry = Entry::of_account(id, user.version, now, expires_at);
+            Ok((Some(VisibleProfile { user: user.into(), profile: profile.into(), is_own: true }), vec![entry]))
         })
         .await
     }

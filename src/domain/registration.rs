@@ -13,7 +13,7 @@ use crate::{
         change::Transaction,
         event::UserEvent,
         profile::DEFAULT_TIMEZONE,
-        session::LoggedIn,
+        session::{LoggedIn, new_session_id},
         user::{self as rules, EmailAddress, PersonName},
     },
     entity::{
@@ -21,6 +21,7 @@ use crate::{
         user::{self, PasswordHash},
     },
     error::{Error, Result},
+    hash_pool::Place,
     model::password::Password,
 };
 
@@ -83,27 +84,33 @@ impl App {
     /// # Errors
     /// `EmailTaken`; `Throttled`; `Unavailable` if more passwords wait to be hashed than can be.
     pub async fn register(self: &Arc<Self>, call: Arc<Call>, new: NewAccount) -> Result<LoggedIn> {
+        let place = self.hash_pool.place()?;
         let reservation = self.limiter.reserve_registration(call.client, self.clock.now()).await?;
-        let registered = self.register_within_limits(call, new).await;
+        let registered = self.register_within_limits(call, &place, new).await;
         if matches!(registered, Err(Error::EmailTaken | Error::Unavailable { .. })) {
             self.limiter.give_back(reservation).await;
         }
         registered
     }
 
-    async fn register_within_limits(self: &Arc<Self>, call: Arc<Call>, new: NewAccount) -> Result<LoggedIn> {
+    async fn register_within_limits(
+        self: &Arc<Self>,
+        call: Arc<Call>,
+        place: &Place,
+        new: NewAccount,
+    ) -> Result<LoggedIn> {
         // Spares the hash. The index decides, below.
         if self.email_is_taken(&new.person.email).await? {
             return Err(Error::EmailTaken);
         }
-        let hash = self.hash_password(new.password).await?;
+        let hash = self.hash_password(place, new.password).await?;
         self.change(move |tx| {
             Box::pin(async move {
                 let user = tx.insert_user(&new.person, hash, AccountFlags::default()).await?;
-                let session = tx.begin_session(&call, user.id).await?;
-                tx.post_code(&user, false).await?;
-                tx.announce(UserEvent::Registered, &user).await?;
-                tx.audit(Event::Registered, Some(&call), user.id).await?;
+                let session = tx.insert_session(&call, user.id, new_session_id(tx.now), 1);
+                tx.post_first_code(&user, false)?;
+                tx.announce(UserEvent::Registered, &user)?;
+                tx.audit(Event::Registered, Some(&call), user.id)?;
                 let tokens = tx.app.keys.issue(&user, &session, tx.now)?;
                 Ok(LoggedIn { user, tokens })
             })
@@ -119,7 +126,7 @@ impl App {
         if self.email_is_taken(&email).await? {
             return Err(Error::EmailTaken);
         }
-        let hash = self.hash_password(password).await?;
+        let hash = self.hash_password(&self.hash_pool.place()?, password).await?;
         let flags = AccountFlags {
             is_staff: Some(true),
             is_superuser: Some(true),
@@ -130,8 +137,8 @@ impl App {
         self.change(move |tx| {
             Box::pin(async move {
                 let user = tx.insert_user(&person, hash, flags).await?;
-                tx.announce(UserEvent::Registered, &user).await?;
-                tx.audit(Event::SuperuserMade, None, user.id).await?;
+                tx.announce(UserEvent::Registered, &user)?;
+                tx.audit(Event::SuperuserMade, None, user.id)?;
                 Ok(user)
             })
         })
@@ -153,7 +160,7 @@ impl App {
 impl Transaction {
     /// A user, and the profile that belongs to it.
     pub async fn insert_user(
-        &self,
+        &mut self,
         person: &Person,
         password: PasswordHash,
         flags: AccountFlags,
@@ -168,7 +175,7 @@ impl Transaction {
             streak_visibility: Set(true),
             ..Default::default()
         };
-        profile.insert(&self.db).await?;
+        self.put(&profile);
         Ok(user)
     }
 }

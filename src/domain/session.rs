@@ -4,19 +4,22 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Duration, Utc};
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect,
-    sea_query::Expr,
+    ActiveModelTrait, ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect,
+    QueryTrait, Select, UpdateMany,
+    sea_query::{Expr, Query},
 };
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
     app::App,
     config::{NeedsVerified, Privacy},
+    db::Script,
     domain::{
-        audit::Event,
+        audit::{self, Event},
         caller::{Call, Caller},
         change::Transaction,
-        known_client::remember_client,
+        known_client::{Holder, known_from_now_on, or_for_longer},
         user::EmailAddress,
     },
     entity::{
@@ -24,12 +27,14 @@ use crate::{
         user::{self, PasswordHash},
     },
     error::{AuthFailure, Error, Resource, Result},
+    hash_pool::Place,
     model::{
         password::{Password, Verdict},
         permission::Permissions,
         role::Roles,
         token::{self, TokenPair, VerifiedToken},
     },
+    trace,
 };
 
 /// How long the refresh token just replaced gives the same successor again: two tabs, a lost answer.
@@ -39,6 +44,10 @@ pub const SESSION_MAX_AGE: Duration = Duration::days(30);
 
 /// How many sessions a user may have; a further login ends the one that was not refreshed for longest.
 pub const MAX_SESSIONS: u64 = 100;
+
+/// From how many on a login looks whether there are too many. On PostgreSQL it doesn't see those of logins at the same time, of which there
+/// may be as many as there are connections.
+const MANY_SESSIONS: u64 = 50;
 
 /// How often a login looks at the account, should its hash be replaced under its hands.
 const LOGIN_ATTEMPTS: usize = 3;
@@ -58,8 +67,9 @@ impl App {
     /// `NotFound` for an unknown address; `Unauthenticated` for a wrong password or an inactive account; `Throttled`;
     /// `Unavailable` if more passwords wait to be hashed than can be.
     pub async fn login(self: &Arc<Self>, call: Arc<Call>, email: EmailAddress, password: Password) -> Result<LoggedIn> {
-        let attempt = self.reserve_login(&email, call.client).await?;
-        let logged_in = self.login_within_limits(call, email, password).await;
+        let place = self.hash_pool.place()?;
+        let (attempt, holder) = self.reserve_login(&email, call.client).await?;
+        let logged_in = self.login_within_limits(call, &place, &email, holder, password).await;
         match &logged_in {
             Ok(_) => self.limiter.login_succeeded(attempt, self.clock.now()).await,
             // A failure: it counts.
@@ -73,16 +83,17 @@ impl App {
     async fn login_within_limits(
         self: &Arc<Self>,
         call: Arc<Call>,
-        email: EmailAddress,
+        place: &Place,
+        email: &EmailAddress,
+        mut holder: Option<Holder>,
         password: Password,
     ) -> Result<LoggedIn> {
-        let password = Arc::new(password);
+        let (password, client) = (Arc::new(password), call.client);
         // Again where another login replaced an old hash meanwhile: the same password is right for the new one too.
         for _ in 0..LOGIN_ATTEMPTS {
-            let known = user::Entity::find().filter(user::Column::EmailKey.eq(email.key()));
-            let known = known.one(self.db.reader()).await?;
+            let known = holder.take().map(|holder| holder.user);
             let stored = known.as_ref().map_or_else(|| self.decoy.clone(), |user| user.password.clone());
-            let (verdict, upgraded) = self.check_password(stored, Arc::clone(&password)).await?;
+            let (verdict, upgraded) = self.check_password(place, stored, Arc::clone(&password)).await?;
             let Some(user) = known else {
                 return Err(match self.config.accounts.privacy {
                     Privacy::Documented => Error::NotFound(Resource::User),
@@ -93,12 +104,12 @@ impl App {
                 return Err(Error::Unauthenticated(AuthFailure::BadCredentials));
             }
             self.require_verified(NeedsVerified::Login, user.is_verified)?;
-            let call = Arc::clone(&call);
-            let begin = self
-                .change(move |tx| Box::pin(async move { tx.begin_session_after_login(&call, &user, upgraded).await }));
+            let (app, call) = (Arc::clone(self), Arc::clone(&call));
+            let begin = self.run_to_end(async move { app.begin_session(&call, &user, upgraded).await });
             if let Some(logged_in) = begin.await? {
                 return Ok(logged_in);
             }
+            holder = self.holder(email, client).await?;
         }
         Err(Error::Unauthenticated(AuthFailure::BadCredentials))
     }
@@ -118,19 +129,19 @@ impl App {
 
     async fn refresh_session(self: &Arc<Self>, call: &Arc<Call>, token: &VerifiedToken) -> Result<TokenPair> {
         let now = self.clock.now();
+        if let Some(generation) = token.generation
+            && let Some((user, session)) = self.rotate_at_once(token.session_id, generation, now).await?
+        {
+            return self.keys.issue(&user, &session, now);
+        }
+        // Something is out of the ordinary, and what it is decides.
         if token.is_adopted {
             self.adopt_session(call, token).await?;
         }
         let mut session = self.standing_session(token.session_id, now).await?;
         let user = self.active_user(session.user_id).await?;
         if token.jti == self.keys.refresh_jti(session.id, session.generation) {
-            let rotated = session::Entity::update_many()
-                .col_expr(session::Column::Generation, Expr::col(session::Column::Generation).add(1))
-                .col_expr(session::Column::RotatedAt, Expr::value(now))
-                .col_expr(session::Column::ExpiresAt, Expr::value(self.keys.refresh_expires_at(now)))
-                .filter(session::Column::Id.eq(session.id))
-                .filter(session::Column::Generation.eq(session.generation))
-                .filter(session::Column::RevokedAt.is_null());
+            let rotated = self.rotation(session.id, session.generation, now);
             let rotated = self.transaction(|tx| Box::pin(async { Ok(rotated.exec(&tx.db).await?) })).await?;
             if rotated.rows_affected == 1 {
                 session.generation += 1;
@@ -148,12 +159,114 @@ impl App {
         let end = self.transaction(|tx| {
             Box::pin(async move {
                 tx.end_session(id).await?;
-                tx.audit(Event::RefreshTokenReused, Some(&call), user_id).await
+                tx.audit(Event::RefreshTokenReused, Some(&call), user_id)
             })
         });
         end.await?;
         tracing::warn!(user_id, session_id = %id, "a refresh token was reused; its session ended");
         Err(Error::Unauthenticated(AuthFailure::SessionEnded))
+    }
+
+    /// The session that a login begins. `None` if the account is no longer what the password was held against: it may have been
+    /// deactivated, or its password changed, while the hash took its time.
+    async fn begin_session(
+        self: &Arc<Self>,
+        call: &Arc<Call>,
+        user: &user::Model,
+        upgraded: Option<PasswordHash>,
+    ) -> Result<Option<LoggedIn>> {
+        let (now, mut script) = (self.clock.now(), Script::new(&self.db));
+        let session = self.new_session(call, user.id, (new_session_id(now), 1), now);
+        let is_theirs = |password: &PasswordHash| {
+            let is_right = Expr::col(user::Column::Password).eq(password.clone());
+            Expr::col(user::Column::Id).eq(user.id).and(Expr::col(user::Column::IsActive).eq(true)).and(is_right)
+        };
+        let mut login = user::Entity::update_many()
+            .col_expr(user::Column::LastLogin, Expr::value(now))
+            .filter(is_theirs(&user.password));
+        if let Some(hash) = &upgraded {
+            login = login.col_expr(user::Column::Password, Expr::value(hash.clone()));
+        }
+        // As it is now: its roles may have changed while the hash took its time.
+        script.update("login", user::Entity, login.into_query());
+        let only = (script.written("login", user::Entity), is_theirs(upgraded.as_ref().unwrap_or(&user.password)));
+        script.insert_if(&only, "session", &session.clone().into_active_model().reset_all(), None)?;
+        let client = known_from_now_on(user.id, call.client, now);
+        script.insert_if(&only, "client", &client, Some(or_for_longer()))?;
+        let event = audit::row(Event::LoggedIn, Some(call), Some(user.id), now)?;
+        script.insert_if(&only, "event", &event, None)?;
+        let many = sessions_beside(&session, now).offset(MANY_SESSIONS - 1).limit(1);
+        script.select("one_of_many", session::Entity, many.into_query());
+
+        let returned = Box::pin(self.db.run(script)).instrument(trace::of_part("commit")).await?;
+        let Some(user) = returned.row::<user::Model>("login")? else { return Ok(None) };
+        if returned.row::<session::Model>("one_of_many")?.is_some() {
+            let (call, session) = (Arc::clone(call), session.clone());
+            let end = self.transaction(|tx| {
+                Box::pin(async move {
+                    // One login after the other, so that each sees the sessions of those before.
+                    tx.lock_user(session.user_id).await?;
+                    tx.end_sessions_beside(&session, &call).await
+                })
+            });
+            end.await?;
+        }
+        let tokens = self.keys.issue(&user, &session, now)?;
+        Ok(Some(LoggedIn { user, tokens }))
+    }
+
+    /// A session that begins now, with this id and generation.
+    fn new_session(
+        &self,
+        call: &Call,
+        user_id: i64,
+        (id, generation): (Uuid, i64),
+        now: DateTime<Utc>,
+    ) -> session::Model {
+        session::Model {
+            id,
+            user_id,
+            generation,
+            created_at: now,
+            rotated_at: now,
+            expires_at: self.keys.refresh_expires_at(now),
+            ends_at: now + SESSION_MAX_AGE,
+            revoked_at: None,
+            ip: Some(call.client.to_string()),
+            user_agent: call.user_agent(),
+        }
+    }
+
+    /// The update that takes a session that stands from this generation to the next.
+    fn rotation(&self, id: Uuid, generation: i64, now: DateTime<Utc>) -> UpdateMany<session::Entity> {
+        session::Entity::update_many()
+            .col_expr(session::Column::Generation, Expr::col(session::Column::Generation).add(1))
+            .col_expr(session::Column::RotatedAt, Expr::value(now))
+            .col_expr(session::Column::ExpiresAt, Expr::value(self.keys.refresh_expires_at(now)))
+            .filter(session::Column::Id.eq(id))
+            .filter(session::Column::Generation.eq(generation))
+            .filter(session::Column::RevokedAt.is_null())
+            .filter(session::Column::ExpiresAt.gt(now))
+            .filter(session::Column::EndsAt.gt(now))
+    }
+
+    /// The session in its next generation, and its user; `None` if there is no session that stands in this one, or nobody active whose
+    /// it is.
+    async fn rotate_at_once(
+        &self,
+        id: Uuid,
+        generation: i64,
+        now: DateTime<Utc>,
+    ) -> Result<Option<(user::Model, session::Model)>> {
+        let mut script = Script::new(&self.db);
+        script.update("session", session::Entity, self.rotation(id, generation, now).into_query());
+        let mut owner = Query::select();
+        owner.column(session::Column::UserId).from(script.written("session", session::Entity));
+        owner.and_where(Expr::col(session::Column::Id).eq(id));
+        let is_owner = user::Column::Id.in_subquery(owner).and(user::Column::IsActive.eq(true));
+        script.select("user", user::Entity, user::Entity::find().filter(is_owner).into_query());
+        let returned = Box::pin(self.db.run(script)).instrument(trace::of_part("commit")).await?;
+        Ok(returned.row("user")?.zip(returned.row("session")?))
     }
 
     /// The user with this id, who bears a token that was good.
@@ -185,7 +298,7 @@ impl App {
                 } else {
                     tx.end_session(caller.session_id).await?;
                 }
-                tx.audit(Event::LoggedOut, Some(&call), caller.user_id).await
+                tx.audit(Event::LoggedOut, Some(&call), caller.user_id)
             })
         })
         .await
@@ -233,73 +346,20 @@ impl App {
 }
 
 impl Transaction {
-    /// `None` if the account is no longer what the password was held against: it may have been deactivated, or its
-    /// password changed, while the hash took its time.
-    async fn begin_session_after_login(
-        &mut self,
-        call: &Call,
-        user: &user::Model,
-        upgraded: Option<PasswordHash>,
-    ) -> Result<Option<LoggedIn>> {
-        let mut login = user::Entity::update_many()
-            .col_expr(user::Column::LastLogin, Expr::value(self.now))
-            .filter(user::Column::Id.eq(user.id))
-            .filter(user::Column::IsActive.eq(true))
-            .filter(user::Column::Password.eq(user.password.clone()));
-        if let Some(hash) = upgraded {
-            login = login.col_expr(user::Column::Password, Expr::value(hash));
-        }
-        // As it is now: its roles may have changed while the hash took its time.
-        let Some(user) = login.exec_with_returning(&self.db).await?.pop() else { return Ok(None) };
-        let session = self.begin_session(call, user.id).await?;
-        self.audit(Event::LoggedIn, Some(call), user.id).await?;
-        let tokens = self.app.keys.issue(&user, &session, self.now)?;
-        Ok(Some(LoggedIn { user, tokens }))
-    }
-
     /// A new session of the user. Its client is known from then on.
-    pub async fn begin_session(&mut self, call: &Call, user_id: i64) -> Result<session::Model> {
-        self.insert_session(call, user_id, new_session_id(self.now), 1).await
-    }
-
-    pub(super) async fn insert_session(
-        &mut self,
-        call: &Call,
-        user_id: i64,
-        id: Uuid,
-        generation: i64,
-    ) -> Result<session::Model> {
-        let now = self.now;
-        let new = session::ActiveModel {
-            id: Set(id),
-            user_id: Set(user_id),
-            generation: Set(generation),
-            created_at: Set(now),
-            rotated_at: Set(now),
-            expires_at: Set(self.app.keys.refresh_expires_at(now)),
-            ends_at: Set(now + SESSION_MAX_AGE),
-            revoked_at: Set(None),
-            ip: Set(Some(call.client.to_string())),
-            user_agent: Set(call.user_agent()),
-        };
-        remember_client(&self.db, user_id, call.client, now).await?;
-        let session = new.insert(&self.db).await?;
-        self.end_sessions_beside(&session, call).await?;
-        Ok(session)
+    pub(super) fn insert_session(&mut self, call: &Call, user_id: i64, id: Uuid, generation: i64) -> session::Model {
+        let session = self.app.new_session(call, user_id, (id, generation), self.now);
+        self.put_or(&known_from_now_on(user_id, call.client, self.now), or_for_longer());
+        self.put(&session.clone().into_active_model().reset_all());
+        session
     }
 
     /// Ends what the user has beyond [`MAX_SESSIONS`], those first that were not refreshed for longest, and `new` never: so many
     /// can be ended all at once in no time.
-    async fn end_sessions_beside(&mut self, new: &session::Model, call: &Call) -> Result<()> {
-        let ended: Vec<Uuid> = session::Entity::find()
+    pub(super) async fn end_sessions_beside(&mut self, new: &session::Model, call: &Call) -> Result<()> {
+        let ended: Vec<Uuid> = sessions_beside(new, self.now)
             .select_only()
             .column(session::Column::Id)
-            .filter(session::Column::UserId.eq(new.user_id))
-            .filter(session::Column::RevokedAt.is_null())
-            .filter(session::Column::ExpiresAt.gt(self.now))
-            .filter(session::Column::Id.ne(new.id))
-            .order_by_desc(session::Column::RotatedAt)
-            .order_by_desc(session::Column::Id)
             .offset(MAX_SESSIONS - 1)
             .limit(MAX_SESSIONS)
             .into_tuple()
@@ -313,8 +373,9 @@ impl Transaction {
             .filter(session::Column::Id.is_in(ended.iter().copied()))
             .exec(&self.db)
             .await?;
-        self.audit(Event::SessionsCrowdedOut(ended.len()), Some(call), new.user_id).await?;
-        self.revoke_sessions(ended).await
+        self.audit(Event::SessionsCrowdedOut(ended.len()), Some(call), new.user_id)?;
+        self.revoke_sessions(ended);
+        Ok(())
     }
 
     /// Ends a session: its tokens are worth nothing from the commit on, here at once and everywhere within a second.
@@ -325,7 +386,8 @@ impl Transaction {
             .filter(session::Column::RevokedAt.is_null())
             .exec(&self.db)
             .await?;
-        self.revoke_sessions([id]).await
+        self.revoke_sessions([id]);
+        Ok(())
     }
 
     /// Ends the user's sessions, all but `kept`.
@@ -339,7 +401,7 @@ impl Transaction {
             end = end.filter(session::Column::Id.ne(kept));
         }
         let ended = end.exec_with_returning(&self.db).await?;
-        self.revoke_sessions(ended.iter().map(|session| session.id)).await?;
+        self.revoke_sessions(ended.iter().map(|session| session.id));
         if self.app.keys.accept_simplejwt(self.now) {
             self.end_simplejwt(user_id).await?;
         }
@@ -347,8 +409,19 @@ impl Transaction {
     }
 }
 
+/// The user's other sessions that stand, those refreshed last first.
+fn sessions_beside(session: &session::Model, now: DateTime<Utc>) -> Select<session::Entity> {
+    session::Entity::find()
+        .filter(session::Column::UserId.eq(session.user_id))
+        .filter(session::Column::RevokedAt.is_null())
+        .filter(session::Column::ExpiresAt.gt(now))
+        .filter(session::Column::Id.ne(session.id))
+        .order_by_desc(session::Column::RotatedAt)
+        .order_by_desc(session::Column::Id)
+}
+
 /// A random id that sorts by time, so that sessions lie in their index in the order in which they began.
-fn new_session_id(now: DateTime<Utc>) -> Uuid {
+pub(super) fn new_session_id(now: DateTime<Utc>) -> Uuid {
     let millis = u64::try_from(now.timestamp_millis()).unwrap_or_default();
     uuid::Builder::from_unix_timestamp_millis(millis, &crate::random::bytes()).into_uuid()
 }

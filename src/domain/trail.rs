@@ -141,7 +141,7 @@ impl App {
         self.change(move |tx| {
             Box::pin(async move {
                 tx.authority(&caller).await?.require_admin()?;
-                tx.audit_reading(&call, user_id).await
+                tx.audit_reading(&call, user_id)
             })
         })
         .await

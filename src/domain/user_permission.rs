@@ -93,7 +93,7 @@ impl App {
                         return Err(Error::Conflict(Conflict::TooManyPermissions));
                     }
                     let event = Event::PermissionGranted(permission.to_string());
-                    tx.audit(event, Some(&call), user_id).await?;
+                    tx.audit(event, Some(&call), user_id)?;
                     tx.tell_of_permissions(user_id).await?;
                 }
                 user_permissions(&tx.db, &user.into()).await
@@ -126,7 +126,7 @@ impl App {
                 if gone.rows_affected == 0 {
                     return Err(Error::NotFound(Resource::Permission));
                 }
-                tx.audit(Event::PermissionRevoked(permission.to_string()), Some(&call), user_id).await?;
+                tx.audit(Event::PermissionRevoked(permission.to_string()), Some(&call), user_id)?;
                 tx.tell_of_permissions(user_id).await?;
                 Ok(())
             })
@@ -158,7 +158,7 @@ impl App {
                     .exec_without_returning(&tx.db)
                     .await?;
                 if added == 1 {
-                    tx.audit(Event::GroupMemberAdded(group.name), Some(&call), user_id).await?;
+                    tx.audit(Event::GroupMemberAdded(group.name), Some(&call), user_id)?;
                     tx.tell_of_permissions(user_id).await?;
                 }
                 user_permissions(&tx.db, &user.into()).await
@@ -187,7 +187,7 @@ impl App {
                 if user_group::Entity::delete_by_id((user_id, id)).exec(&tx.db).await?.rows_affected == 0 {
                     return Err(Error::NotFound(Resource::Membership));
                 }
-                tx.audit(Event::GroupMemberRemoved(group.name), Some(&call), user_id).await?;
+                tx.audit(Event::GroupMemberRemoved(group.name), Some(&call), user_id)?;
                 tx.tell_of_permissions(user_id).await?;
                 Ok(())
             })
@@ -205,8 +205,8 @@ impl Transaction {
             .exec_with_returning(&self.db)
             .await?;
         for user in &touched {
-            self.announce(UserEvent::RolesChanged, user).await?;
-            self.account_changed(user).await?;
+            self.announce(UserEvent::RolesChanged, user)?;
+            self.account_changed(user);
         }
         Ok(())
     }

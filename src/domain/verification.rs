@@ -5,8 +5,7 @@ use std::sync::Arc;
 use aws_lc_rs::{constant_time, hmac};
 use chrono::{DateTime, Duration, TimeDelta, Utc};
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect,
-    sea_query::Expr,
+    ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
 };
 
 use crate::{
@@ -140,8 +139,13 @@ impl Transaction {
 
     /// A new code for the user, and the mail that brings it. Codes before it are void.
     pub async fn post_code(&mut self, user: &user::Model, requested: bool) -> Result<()> {
-        let now = self.now;
         self.void_codes(user.id).await?;
+        self.post_first_code(user, requested)
+    }
+
+    /// The same where no code is out.
+    pub fn post_first_code(&mut self, user: &user::Model, requested: bool) -> Result<()> {
+        let now = self.now;
         let new = Code::new();
         let row = code::ActiveModel {
             user_id: Set(user.id),
@@ -155,10 +159,10 @@ impl Transaction {
             voided_at: Set(None),
             ..Default::default()
         };
-        row.insert(&self.db).await?;
+        self.put(&row);
         let Code(digits) = new;
         let letter = Letter::VerificationCode { to: user.email.clone(), code: digits };
-        self.post(&letter, user.id).await
+        self.post(&letter, user.id)
     }
 
     /// No code that is out verifies anything any more.
@@ -208,11 +212,11 @@ impl Transaction {
             .exec_with_returning(&self.db)
             .await?;
         for user in &verified {
-            self.announce(UserEvent::Verified, user).await?;
+            self.announce(UserEvent::Verified, user)?;
             // The tokens that are out say that the address is not verified.
-            self.user_changed(user).await?;
+            self.user_changed(user);
         }
-        self.audit(Event::EmailVerified, Some(call), owner.id).await?;
+        self.audit(Event::EmailVerified, Some(call), owner.id)?;
         Ok(true)
     }
 }

@@ -56,6 +56,8 @@ pub struct VerifiedToken {
     pub session_id: Uuid,
     /// The Django service made it, before there were sessions.
     pub is_adopted: bool,
+    /// Of the session that a refresh token was made of, if it says so and its `jti` bears that out.
+    pub generation: Option<i64>,
     pub jti: String,
     pub issued_at: DateTime<Utc>,
     /// Seconds since the Unix epoch.
@@ -89,6 +91,9 @@ struct Written<'a> {
     user_id: &'a str,
     sub: &'a str,
     sid: Uuid,
+    /// Of the session, in a refresh token: it spares a look.
+    #[serde(skip_serializing_if = "Option::is_none", rename = "gen")]
+    generation: Option<i64>,
     /// What an access token says of its user; a refresh token says nothing.
     #[serde(flatten)]
     user: Option<WrittenUser>,
@@ -113,6 +118,8 @@ struct Claims<'a> {
     user_id: UserId,
     #[serde(default)]
     sid: Option<Uuid>,
+    #[serde(default, rename = "gen")]
+    generation: Option<i64>,
     #[serde(default)]
     roles: Vec<String>,
     #[serde(default)]
@@ -210,6 +217,7 @@ impl Keys {
             user_id: &user_id,
             sub: &user_id,
             sid: session.id,
+            generation: None,
             user: Some(WrittenUser { roles: Roles::of(user).display(), is_verified: user.is_verified }),
         };
         let refresh = Written {
@@ -217,6 +225,7 @@ impl Keys {
             exp: (session.rotated_at + self.refresh_lifetime).min(session.ends_at).timestamp(),
             iat: session.rotated_at.timestamp(),
             jti: &self.refresh_jti(session.id, session.generation),
+            generation: Some(session.generation),
             user: None,
             ..access
         };
@@ -285,11 +294,13 @@ impl Keys {
                 (session_id, self.refresh_jti(session_id, 0))
             }
         };
+        let generation = claims.generation.filter(|generation| jti == self.refresh_jti(session_id, *generation));
         Ok(VerifiedToken {
             kind: claims.token_type,
             user_id,
             session_id,
             is_adopted,
+            generation,
             jti,
             issued_at: DateTime::from_timestamp(claims.iat, 0).unwrap_or_default(),
             expires_at: exp,

@@ -15,6 +15,7 @@ use serde_json::json;
 use crate::harness::{
     Actor, Face, PASSWORD, Service, Store,
     actor::{Outcome, outcome_of, outcome_of_status},
+    metrics::Metrics,
 };
 
 pub const WRONG: &str = "wrong-password-1";
@@ -295,5 +296,42 @@ async fn tokens_that_are_made_up_count_against_whoever_sends_them() {
             assert_eq!(statuses, [401, 401, 401, 401, 429, 429], "{face:?}");
             service.stop().await;
         }
+    }
+}
+
+/// Whoever can't have a password hashed learns it before anything is asked for it: neither the counts nor the database are there for
+/// logins that come to nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_for_which_there_is_no_place_is_refused_before_it_is_counted_or_looked_up() {
+    for store in Store::all() {
+        let service = limited(store, &[("HASH_THREADS", "1"), ("HASH_QUEUE", "1")]).await;
+        let user = service.user("user@example.com").await;
+        let anyone = service.anonymous();
+        let asked = async || {
+            let metrics = Metrics::of(&service).await;
+            ["login", "register", "change_password"]
+                .map(|limit| metrics.sum("identity_limit_checks_total", &[("limit", limit)]))
+        };
+        let before = asked().await;
+        let places = [service.app.hash_pool.place().unwrap(), service.app.hash_pool.place().unwrap()];
+        for face in Face::ALL {
+            let person = json!({ "email": "new@example.com", "password": PASSWORD, "first_name": "New" });
+            let change = json!({ "old_password": PASSWORD, "new_password": "another-Secret-1" });
+            let refused = [
+                login(&anyone, face, "user@example.com", PASSWORD).await,
+                login(&anyone, face, "nobody@example.com", PASSWORD).await,
+                anyone.call(face, "AuthService.Register", person).await,
+                user.call(face, "AuthService.ChangePassword", change).await,
+            ];
+            for outcome in refused {
+                assert_eq!(outcome.status, 503, "{store:?} {face:?}: {}", outcome.text);
+            }
+        }
+        assert_eq!(asked().await, before, "{store:?}: counted");
+        drop(places);
+        for face in Face::ALL {
+            login(&anyone, face, "user@example.com", PASSWORD).await.expect(200);
+        }
+        service.stop().await;
     }
 }

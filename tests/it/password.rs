@@ -256,6 +256,13 @@ fn a_broken_or_hostile_hash_matches_nothing_and_costs_nothing() {
 
 // The threads that do it.
 
+async fn run<T: Send + 'static>(
+    pool: &HashPool,
+    job: impl FnOnce(&mut Scratch) -> T + Send + 'static,
+) -> identity::error::Result<T> {
+    pool.place()?.run(job).await
+}
+
 /// A pool of one thread, which is busy until the sender is dropped.
 async fn busy_pool(capacity: usize) -> (HashPool, mpsc::Sender<()>) {
     let pool = HashPool::start(1, capacity).unwrap();
@@ -263,7 +270,7 @@ async fn busy_pool(capacity: usize) -> (HashPool, mpsc::Sender<()>) {
     let (started, has_started) = tokio::sync::oneshot::channel();
     let busy = pool.clone();
     tokio::spawn(async move {
-        busy.run(move |_| {
+        run(&busy, move |_| {
             started.send(()).unwrap();
             let _ = released.recv();
         })
@@ -276,13 +283,13 @@ async fn busy_pool(capacity: usize) -> (HashPool, mpsc::Sender<()>) {
 #[tokio::test]
 async fn a_full_queue_refuses_at_once_and_takes_again_when_there_is_room() {
     let (pool, release) = busy_pool(2).await;
-    let mut waiting = [1, 2].map(|number| Box::pin(pool.run(move |_| number)));
+    let mut waiting = [1, 2].map(|number| Box::pin(run(&pool, move |_| number)));
     for job in &mut waiting {
         assert!(job.as_mut().now_or_never().is_none());
     }
     assert_eq!((pool.queued(), pool.capacity()), (2, 2));
 
-    let refused = pool.run(|_| 3).now_or_never().expect("no waiting");
+    let refused = run(&pool, |_| 3).now_or_never().expect("no waiting");
     assert!(
         matches!(refused, Err(Error::Unavailable { what: Dependency::PasswordHashing, cause: None })),
         "{refused:?}"
@@ -291,7 +298,7 @@ async fn a_full_queue_refuses_at_once_and_takes_again_when_there_is_room() {
     drop(release);
     let results: Vec<_> = future::join_all(waiting).await.into_iter().map(Result::unwrap).collect();
     assert_eq!(results, [1, 2]);
-    assert_eq!(pool.run(|_| 4).await.unwrap(), 4);
+    assert_eq!(run(&pool, |_| 4).await.unwrap(), 4);
     assert_eq!(pool.queued(), 0);
 }
 
@@ -299,12 +306,12 @@ async fn a_full_queue_refuses_at_once_and_takes_again_when_there_is_room() {
 async fn a_job_whose_caller_left_never_runs() {
     let (pool, release) = busy_pool(8).await;
     let (ran, has_run) = mpsc::channel();
-    let mut job = Box::pin(pool.run(move |_| ran.send(())));
+    let mut job = Box::pin(run(&pool, move |_| ran.send(())));
     assert!(job.as_mut().now_or_never().is_none());
     assert_eq!(pool.queued(), 1);
     drop(job);
     drop(release);
-    pool.run(|_| ()).await.unwrap();
+    run(&pool, |_| ()).await.unwrap();
     assert_eq!(has_run.try_recv(), Err(mpsc::TryRecvError::Disconnected));
 }
 
@@ -312,22 +319,22 @@ async fn a_job_whose_caller_left_never_runs() {
 async fn callers_who_left_make_room_in_a_full_queue() {
     let (pool, release) = busy_pool(2).await;
     for _ in 0..10 {
-        let mut job = Box::pin(pool.run(|_| ()));
+        let mut job = Box::pin(run(&pool, |_| ()));
         assert!(job.as_mut().now_or_never().is_none(), "refused");
     }
     assert_eq!(pool.queued(), 2);
     drop(release);
-    pool.run(|_| ()).await.unwrap();
+    run(&pool, |_| ()).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_panic_is_the_error_of_its_call_and_the_thread_lives_on() {
     let pool = HashPool::start(1, 8).unwrap();
     let thread = |_: &mut Scratch| std::thread::current().id();
-    let before = pool.run(thread).await.unwrap();
-    let result = pool.run(|_| panic!("this panic belongs to the test")).await.map(|()| "no error");
+    let before = run(&pool, thread).await.unwrap();
+    let result = run(&pool, |_| panic!("this panic belongs to the test")).await.map(|()| "no error");
     assert!(matches!(result, Err(Error::Internal(_))), "{result:?}");
-    let after = tokio::time::timeout(Duration::from_secs(10), pool.run(thread)).await;
+    let after = tokio::time::timeout(Duration::from_secs(10), run(&pool, thread)).await;
     assert_eq!(after.expect("the thread died").unwrap(), before);
 }
 
@@ -335,14 +342,15 @@ async fn a_panic_is_the_error_of_its_call_and_the_thread_lives_on() {
 async fn a_thread_holds_the_memory_of_one_hash_from_its_first_login_on() {
     let pool = HashPool::start(1, 8).unwrap();
     let params = Argon2Params::default();
-    assert_eq!(pool.run(|scratch| scratch.kept_bytes()).await.unwrap(), 0);
+    assert_eq!(run(&pool, |scratch| scratch.kept_bytes()).await.unwrap(), 0);
 
     // A hash of Django's takes 100 MiB, and leaves nothing.
     let foreign = "argon2$argon2id$v=19$m=102400,t=2,p=8$MVlua1diaENMZHdya0g1cTZyZXh1dg$ak8aiYJuuA5jAl9lSvmO8t1em0/NKpp+ZFkFchmCtu8";
     for (stored, expected) in [(foreign, 0), ("!", 19 << 20), (ARGON2_REFERENCE, 19 << 20), (foreign, 19 << 20)] {
-        let verdict = pool.run(move |scratch| password::verify(stored, &given("User123!pass"), params, scratch)).await;
+        let verdict =
+            run(&pool, move |scratch| password::verify(stored, &given("User123!pass"), params, scratch)).await;
         verdict.unwrap().unwrap();
-        assert_eq!(pool.run(|scratch| scratch.kept_bytes()).await.unwrap(), expected, "after {stored}");
+        assert_eq!(run(&pool, |scratch| scratch.kept_bytes()).await.unwrap(), expected, "after {stored}");
     }
 }
 
@@ -350,8 +358,8 @@ async fn a_thread_holds_the_memory_of_one_hash_from_its_first_login_on() {
 async fn a_hundred_registrations_at_once_are_admitted_on_two_threads() {
     let hashing = Config::load(|name| (name == "HASH_THREADS").then(|| "2".into())).unwrap().hashing;
     let pool = HashPool::start(hashing.threads, hashing.queue).unwrap();
-    let calls =
-        (0..100).map(|_| pool.run(|scratch| password::hash(&given("User123!pass"), Argon2Params::default(), scratch)));
+    let calls = (0..100)
+        .map(|_| run(&pool, |scratch| password::hash(&given("User123!pass"), Argon2Params::default(), scratch)));
     let hashes: Vec<_> = future::join_all(calls).await.into_iter().map(|hash| hash.unwrap().unwrap()).collect();
     assert_eq!(hashes.len(), 100);
 }
@@ -362,13 +370,11 @@ async fn the_threads_have_names_and_a_low_priority_and_end_with_the_last_handle(
     use rustix::{process::getpriority_process, thread::gettid};
 
     let pool = HashPool::start(1, 8).unwrap();
-    let (name, thread, priority) = pool
-        .run(|_| {
-            let name = std::thread::current().name().map(str::to_owned);
-            (name, gettid(), getpriority_process(Some(gettid())).unwrap())
-        })
-        .await
-        .unwrap();
+    let seen = |_: &mut Scratch| {
+        let name = std::thread::current().name().map(str::to_owned);
+        (name, gettid(), getpriority_process(Some(gettid())).unwrap())
+    };
+    let (name, thread, priority) = run(&pool, seen).await.unwrap();
     assert_eq!(name.as_deref(), Some("hash-0"));
     let usual = getpriority_process(Some(gettid())).unwrap();
     assert_eq!(priority, (usual + 10).min(19));
@@ -376,7 +382,7 @@ async fn the_threads_have_names_and_a_low_priority_and_end_with_the_last_handle(
     let task = format!("/proc/self/task/{}", thread.as_raw_nonzero());
     let other = pool.clone();
     drop(pool);
-    other.run(|_| ()).await.unwrap();
+    run(&other, |_| ()).await.unwrap();
     assert!(Path::new(&task).exists());
     drop(other);
     for _ in 0..200 {

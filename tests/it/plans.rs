@@ -196,13 +196,17 @@ async fn ask_for_everything(installation: &Installation, service: &Serving<'_>) 
 /// The statements in a log.
 fn statements(log: &str) -> impl Iterator<Item = String> {
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines.filter_map(|line| {
+    let said = lines.filter_map(|line| {
         let whole = line["db.statement"].as_str()?.trim();
-        let sql = if whole.is_empty() { line["summary"].as_str()? } else { whole };
+        let said = if whole.is_empty() { line["summary"].as_str()? } else { whole };
+        // What is one transaction may be one text.
+        Some(said.split("; ").map(|sql| sql.trim().to_owned()).collect::<Vec<_>>())
+    });
+    said.flatten().filter(|sql| {
         let is_explained = ["SELECT", "INSERT", "UPDATE", "DELETE", "WITH"].iter().any(|verb| sql.starts_with(verb));
         let is_of_migrations =
             sql.contains("seaql_migrations") || sql.contains("pg_catalog") || sql.contains("information_schema");
-        (is_explained && !is_of_migrations && !sql.contains("sqlite_master")).then(|| sql.to_owned())
+        is_explained && !is_of_migrations && !sql.contains("sqlite_master")
     })
 }
 

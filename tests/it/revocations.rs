@@ -102,9 +102,9 @@ async fn a_row_that_is_committed_late_is_not_overlooked() {
     let until = service.app.keys.last_access_expiry(now);
 
     let slow = service.app.db.begin().await.unwrap();
-    Entry::write_all(&[Entry::of_session(session(&late), now, until)], &slow).await.unwrap();
+    slow.insert(Entry::inserts(&[Entry::of_session(session(&late), now, until)])).await.unwrap();
     let quick = service.app.db.begin().await.unwrap();
-    Entry::write_all(&[Entry::of_session(session(&early), now, until)], &quick).await.unwrap();
+    quick.insert(Entry::inserts(&[Entry::of_session(session(&early), now, until)])).await.unwrap();
     quick.commit().await.unwrap();
     let (early, late) = (early.at(replica.address), late.at(replica.address));
     within_a_second(async || looked_into(&early, Face::Rest).await == Err(401)).await;
@@ -156,7 +156,7 @@ async fn a_poll_reads_neither_rows_that_ran_out_nor_those_that_were_read_long_ag
         let yesterday = now - chrono::Duration::days(1);
         let tx = db.begin().await.unwrap();
         for (user, changed_at, expires_at) in [(1, long_ago, in_an_hour), (2, now, yesterday), (3, now, in_an_hour)] {
-            Entry::write_all(&[Entry::of_user(user, 2, changed_at, expires_at)], &tx).await.unwrap();
+            tx.insert(Entry::inserts(&[Entry::of_user(user, 2, changed_at, expires_at)])).await.unwrap();
         }
         tx.commit().await.unwrap();
         let feed = Feed::load(db, &service.clock).await.unwrap();
@@ -228,9 +228,9 @@ async fn a_row_that_became_visible_while_nobody_could_poll_is_read_afterwards() 
     let feed = Feed::load(db, &service.clock).await.unwrap();
 
     let slow = db.begin().await.unwrap();
-    Entry::write_all(&[Entry::of_session(overtaken, now, until)], &slow).await.unwrap();
+    slow.insert(Entry::inserts(&[Entry::of_session(overtaken, now, until)])).await.unwrap();
     let quick = db.begin().await.unwrap();
-    Entry::write_all(&[Entry::of_session(overtaking, now, until)], &quick).await.unwrap();
+    quick.insert(Entry::inserts(&[Entry::of_session(overtaking, now, until)])).await.unwrap();
     quick.commit().await.unwrap();
     feed.poll(db, &service.clock).await.unwrap();
     assert_eq!(feed.verdict(overtaking, 1, now).unwrap(), Verdict::Ended);

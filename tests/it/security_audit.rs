@@ -150,7 +150,7 @@ async fn each_change_leaves_one_row_that_says_who_what_on_whom_from_where_and_wh
         let crowded = audit.news().await;
         let crowded: Vec<_> =
             crowded.iter().map(|row| (row.kind.as_str(), row.actor_id, row.detail.as_str())).collect();
-        assert_eq!(crowded, [("session.crowded_out", user, r#"{"sessions":1}"#), ("session.began", user, "{}")]);
+        assert_eq!(crowded, [("session.began", user, "{}"), ("session.crowded_out", user, r#"{"sessions":1}"#)]);
 
         // What admins do.
         let new = json!({ "email": "made@example.com", "password": PASSWORD });

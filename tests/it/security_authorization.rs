@@ -264,7 +264,7 @@ impl<'a> Cast<'a> {
         row.version = Set(row.version.take().unwrap() + 1);
         let row = row.update(&tx).await.unwrap();
         let changed = [Entry::of_user(id, row.version, now, now + chrono::Duration::hours(1))];
-        Entry::write_all(&changed, &tx).await.unwrap();
+        tx.insert(Entry::inserts(&changed)).await.unwrap();
         tx.commit().await.unwrap();
         app.feed.apply(&changed);
     }

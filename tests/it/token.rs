@@ -43,7 +43,7 @@ async fn tokens_say_what_simplejwt_writes_and_what_we_add() {
             refresh,
             json!({
                 "token_type": "refresh", "exp": now + 604_800, "iat": now, "jti": refresh["jti"], "user_id": id,
-                "sub": id, "sid": access["sid"],
+                "sub": id, "sid": access["sid"], "gen": 1,
             })
         );
         let again = service.login("user@example.com").await;

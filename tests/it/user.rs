@@ -33,7 +33,7 @@ pub async fn set_flags(service: &Service, user_id: i64, flags: &[(Column, bool)]
     let user =
         update.exec_with_returning(&tx).await.unwrap().pop().unwrap_or_else(|| panic!("there is no user {user_id}"));
     let changed = [Entry::of_user(user_id, user.version, now, service.app.keys.last_access_expiry(now))];
-    Entry::write_all(&changed, &tx).await.unwrap();
+    tx.insert(Entry::inserts(&changed)).await.unwrap();
     tx.commit().await.unwrap();
     service.app.feed.apply(&changed);
 }
