@@ -109,12 +109,17 @@ impl Entry {
     /// A row for each, to be put in within the transaction of the change.
     pub fn inserts(all: &[Self]) -> Inserts {
         let mut rows = Inserts::default();
-        all.iter().for_each(|entry| rows.add(&entry.row()));
+        for entry in all {
+            rows.add(&entry.row());
+        }
         rows
     }
 
     /// Puts into a script what [`Entry::of_account`] is, where only the database knows the version: that of the user of this id in
     /// `written`.
+    ///
+    /// # Errors
+    /// `Internal` if it can't be put in so.
     pub fn account_step(
         script: &mut Script,
         written: TableRef,

@@ -99,13 +99,11 @@ impl HashPool {
     /// # Errors
     /// [`Error::Unavailable`] if all are taken.
     pub fn place(&self) -> Result<Place> {
-        match Arc::clone(&self.handle.shared.places).try_acquire_owned() {
-            Ok(permit) => Ok(Place { handle: Arc::clone(&self.handle), taken: Arc::new(permit) }),
-            Err(_) => {
-                self.handle.shared.metrics.refused.inc();
-                Err(Error::Unavailable { what: Dependency::PasswordHashing, cause: None })
-            }
-        }
+        let Ok(permit) = Arc::clone(&self.handle.shared.places).try_acquire_owned() else {
+            self.handle.shared.metrics.refused.inc();
+            return Err(Error::Unavailable { what: Dependency::PasswordHashing, cause: None });
+        };
+        Ok(Place { handle: Arc::clone(&self.handle), taken: Arc::new(permit) })
     }
 
     /// The number of jobs that wait for a thread.

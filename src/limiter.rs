@@ -17,6 +17,7 @@ use std::{
 use aws_lc_rs::hmac;
 use calls::{Caller, Calls};
 use chrono::{DateTime, Utc};
+use futures_util::future::join_all;
 use shared::{Member, Outcome, Owed, Undo};
 use uuid::Uuid;
 use window::Table;
@@ -170,13 +171,21 @@ impl Limiter {
         let Some(rate) = self.config.login.filter(|_| !self.is_exempt(client)) else { return Ok(reservation) };
         let client = network(client);
         let login = Attempt::Login { address: email_key, client };
-        reservation.address = Some(self.reserve(&mut reservation, login, rate, now).await?);
         let by_client = Rate { count: LOGIN_PER_CLIENT.max(rate.count), ..rate };
-        if let Err(throttled) = self.reserve(&mut reservation, Attempt::LoginByClient(client), by_client, now).await {
-            self.give_back(reservation).await;
-            return Err(throttled);
+        // At once: what waits for Redis waits once.
+        let mut of_client = Reservation::default();
+        let (login, by_client) = tokio::join!(
+            self.reserve(&mut reservation, login, rate, now),
+            self.reserve(&mut of_client, Attempt::LoginByClient(client), by_client, now),
+        );
+        reservation.taken.append(&mut of_client.taken);
+        match (login, by_client) {
+            (Ok(address), Ok(_)) => Ok(Reservation { address: Some(address), ..reservation }),
+            (Err(throttled), _) | (_, Err(throttled)) => {
+                self.give_back(reservation).await;
+                Err(throttled)
+            }
         }
-        Ok(reservation)
     }
 
     /// Counts it, too, as that of a client who never logged in with this address. Gateways are such clients as well: behind
@@ -230,23 +239,27 @@ impl Limiter {
         if self.config.login_counts == LoginCounts::Attempts {
             return;
         }
-        if let Some(address) = reservation.address {
+        let address = reservation.address;
+        if let Some(address) = address {
             self.attempts.clear(address);
-            if let Some(redis) = &self.redis {
+        }
+        let forget = async {
+            if let (Some(redis), Some(address)) = (&self.redis, address) {
                 self.owed.undo(redis, address, Undo::Before(now.timestamp_micros())).await;
             }
-        }
-        self.give_back(reservation).await;
+        };
+        tokio::join!(forget, self.give_back(reservation));
     }
 
     /// Undoes a count.
     pub async fn give_back(&self, reservation: Reservation) {
-        for Taken { key, at, shared } in reservation.taken {
+        let undone = reservation.taken.into_iter().map(async |Taken { key, at, shared }| {
             self.attempts.give_back(key, at);
             if let (Some(redis), Some(member)) = (&self.redis, shared) {
                 self.owed.undo(redis, key, Undo::One(member)).await;
             }
-        }
+        });
+        join_all(undone).await;
     }
 
     /// Counts one more, and tells under which key. Redis decides for all replicas; where it doesn't answer, this one goes by what it

@@ -12,6 +12,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::Deref,
     panic::AssertUnwindSafe,
     sync::{
         Arc, OnceLock,
@@ -137,14 +138,25 @@ pub struct Peer {
 #[derive(Clone)]
 struct FromWeb;
 
+/// What lets calls in and their answers out. Each call has a clone or two of it, which are cheap.
 #[derive(Clone)]
-pub struct Gate {
+pub struct Gate(Arc<Parts>);
+
+pub struct Parts {
     app: Arc<App>,
-    browsers: Arc<Browsers>,
+    browsers: Browsers,
     /// Large requests that may be in memory at once.
     uploads: Places,
     /// Of a proxy that is not trusted; once is enough.
-    warned: Arc<AtomicBool>,
+    warned: AtomicBool,
+}
+
+impl Deref for Gate {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
 }
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -164,8 +176,9 @@ const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 impl Gate {
     pub fn new(app: Arc<App>) -> Self {
-        let browsers = Arc::new(Browsers::new(&app.config));
-        Self { app, browsers, uploads: Places::new(MAX_UPLOADS, MAX_UPLOADS_OF_ONE), warned: Arc::default() }
+        let browsers = Browsers::new(&app.config);
+        let uploads = Places::new(MAX_UPLOADS, MAX_UPLOADS_OF_ONE);
+        Self(Arc::new(Parts { app, browsers, uploads, warned: AtomicBool::new(false) }))
     }
 
     /// Lets a call in, runs `handler`, and lets its answer out.

@@ -165,7 +165,7 @@ impl App {
                 }
                 let user = tx.insert_user(&new.person, hash, flags).await?;
                 tx.audit(Event::UserCreated, Some(&call), user.id)?;
-                tx.announce(UserEvent::Registered, &user)?;
+                tx.announce(&UserEvent::Registered, &user)?;
                 Ok(user.into())
             })
         })
@@ -272,7 +272,7 @@ impl App {
                 subject.require_not_a_peer()?;
                 subject.require_dispensable()?;
                 tx.audit(Event::UserDeleted, Some(&call), id)?;
-                tx.announce(UserEvent::Deleted, &subject.user)?;
+                tx.announce(&UserEvent::Deleted, &subject.user)?;
                 tx.forget_messages(id).await?;
                 tx.forget_avatar_of(id).await?;
                 tx.erase_traces(id).await?;
@@ -336,7 +336,7 @@ impl Transaction {
         }
         let changed = changes(differing, after);
         for news in news(before, after, changed.keys().copied()) {
-            self.announce(news, after)?;
+            self.announce(&news, after)?;
         }
         self.audit(Event::UserUpdated(changed), Some(call), after.id)
     }

@@ -169,7 +169,9 @@ impl Transaction {
     pub fn audit_each(&mut self, event: &Event, user_ids: &[i64]) -> Result<()> {
         let rows =
             user_ids.iter().map(|id| row(event.clone(), None, Some(*id), self.now)).collect::<Result<Vec<_>>>()?;
-        rows.iter().for_each(|row| self.put(row));
+        for row in &rows {
+            self.put(row);
+        }
         Ok(())
     }
 

@@ -75,11 +75,11 @@ struct UserNow<'a> {
 impl Transaction {
     /// Puts an event into the outbox, where there is somebody to hear of it. `user` is as it is after the change; of one that
     /// was deleted, as it was before.
-    pub fn announce(&mut self, news: UserEvent, user: &user::Model) -> Result<()> {
+    pub fn announce(&mut self, news: &UserEvent, user: &user::Model) -> Result<()> {
         if self.app.notifier.is_none() {
             return Ok(());
         }
-        let (changed, user_version) = match &news {
+        let (changed, user_version) = match news {
             UserEvent::Updated { changed } => (changed.as_slice(), user.version),
             // The end is newer than all that was.
             UserEvent::Deleted => ([].as_slice(), user.version + 1),

@@ -226,8 +226,8 @@ impl App {
         script.update("owner", user::Entity, owner.into_query());
         let written = script.written("owner", user::Entity);
         // By way of the owner's row, so that its lock comes first, here as everywhere.
-        let owner = Query::select().column(user::Column::Id).from(written.clone()).take();
-        let owner = owner.to_owned().and_where(Expr::col(user::Column::Id).eq(id)).take();
+        let mut owner = Query::select();
+        owner.column(user::Column::Id).from(written.clone()).and_where(Expr::col(user::Column::Id).eq(id));
         QueryTrait::query(&mut profile).and_where(Expr::col(profile::Column::UserId).in_subquery(owner));
         script.update("profile", profile::Entity, profile.into_query());
         Entry::account_step(&mut script, written, id, now, expires_at)?;

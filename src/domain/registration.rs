@@ -109,7 +109,7 @@ impl App {
                 let user = tx.insert_user(&new.person, hash, AccountFlags::default()).await?;
                 let session = tx.insert_session(&call, user.id, new_session_id(tx.now), 1);
                 tx.post_first_code(&user, false)?;
-                tx.announce(UserEvent::Registered, &user)?;
+                tx.announce(&UserEvent::Registered, &user)?;
                 tx.audit(Event::Registered, Some(&call), user.id)?;
                 let tokens = tx.app.keys.issue(&user, &session, tx.now)?;
                 Ok(LoggedIn { user, tokens })
@@ -137,7 +137,7 @@ impl App {
         self.change(move |tx| {
             Box::pin(async move {
                 let user = tx.insert_user(&person, hash, flags).await?;
-                tx.announce(UserEvent::Registered, &user)?;
+                tx.announce(&UserEvent::Registered, &user)?;
                 tx.audit(Event::SuperuserMade, None, user.id)?;
                 Ok(user)
             })

@@ -179,7 +179,7 @@ impl App {
         let session = self.new_session(call, user.id, (new_session_id(now), 1), now);
         let is_theirs = |password: &PasswordHash| {
             let is_right = Expr::col(user::Column::Password).eq(password.clone());
-            Expr::col(user::Column::Id).eq(user.id).and(Expr::col(user::Column::IsActive).eq(true)).and(is_right)
+            Expr::col(user::Column::Id).eq(user.id).and(Expr::col(user::Column::IsActive)).and(is_right)
         };
         let mut login = user::Entity::update_many()
             .col_expr(user::Column::LastLogin, Expr::value(now))
@@ -263,7 +263,7 @@ impl App {
         let mut owner = Query::select();
         owner.column(session::Column::UserId).from(script.written("session", session::Entity));
         owner.and_where(Expr::col(session::Column::Id).eq(id));
-        let is_owner = user::Column::Id.in_subquery(owner).and(user::Column::IsActive.eq(true));
+        let is_owner = user::Column::Id.in_subquery(owner).and(user::Column::IsActive.into_expr());
         script.select("user", user::Entity, user::Entity::find().filter(is_owner).into_query());
         let returned = Box::pin(self.db.run(script)).instrument(trace::of_part("commit")).await?;
         Ok(returned.row("user")?.zip(returned.row("session")?))

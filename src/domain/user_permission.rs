@@ -205,7 +205,7 @@ impl Transaction {
             .exec_with_returning(&self.db)
             .await?;
         for user in &touched {
-            self.announce(UserEvent::RolesChanged, user)?;
+            self.announce(&UserEvent::RolesChanged, user)?;
             self.account_changed(user);
         }
         Ok(())

@@ -212,7 +212,7 @@ impl Transaction {
             .exec_with_returning(&self.db)
             .await?;
         for user in &verified {
-            self.announce(UserEvent::Verified, user)?;
+            self.announce(&UserEvent::Verified, user)?;
             // The tokens that are out say that the address is not verified.
             self.user_changed(user);
         }

@@ -310,7 +310,7 @@ async fn a_login_for_which_there_is_no_place_is_refused_before_it_is_counted_or_
         let asked = async || {
             let metrics = Metrics::of(&service).await;
             ["login", "register", "change_password"]
-                .map(|limit| metrics.sum("identity_limit_checks_total", &[("limit", limit)]))
+                .map(|limit| metrics.sum("identity_limit_checks_total", &[("limit", limit)]).to_string())
         };
         let before = asked().await;
         let places = [service.app.hash_pool.place().unwrap(), service.app.hash_pool.place().unwrap()];
