@@ -32,8 +32,8 @@ pub struct HashPool {
     handle: Arc<Handle>,
 }
 
-/// The right to have passwords hashed, one after the other. Whoever means to do something for a hash takes one before all else: so
-/// those for whom there is none learn it at once, and take nothing from those for whom there is.
+/// The right to have something hashed. Whoever means to do more for a hash takes one before all else: so those for whom there is none
+/// learn it at once, and take nothing from those for whom there is.
 pub struct Place {
     handle: Arc<Handle>,
     /// A job holds it as well while it runs.
@@ -127,12 +127,12 @@ impl HashPool {
 }
 
 impl Place {
-    /// What `job` returns, once a thread has run it. If the returned future is dropped, and the place, before a thread took the job,
-    /// it never runs.
+    /// What `job` returns, once a thread has run it; then others have the place. If the returned future is dropped before a thread took
+    /// the job, it never runs.
     ///
     /// # Errors
     /// [`Error::Internal`] if the job panicked.
-    pub async fn run<T: Send + 'static>(&self, job: impl FnOnce(&mut Scratch) -> T + Send + 'static) -> Result<T> {
+    pub async fn run<T: Send + 'static>(self, job: impl FnOnce(&mut Scratch) -> T + Send + 'static) -> Result<T> {
         let (sender, result) = oneshot::channel();
         let work = Box::new(move |scratch: &mut Scratch| {
             // A caller who left meanwhile doesn't want it.

@@ -194,7 +194,11 @@ impl Visit for Statement {
 
 impl Statement {
     fn take(&mut self, sql: &str) {
-        let mut words = sql.split_whitespace();
+        // Of several statements that are one, the first names it.
+        let sql = sql.trim_start();
+        let sql = sql.strip_prefix("BEGIN IMMEDIATE; ").unwrap_or(sql);
+        let first = sql.strip_prefix("WITH ").and_then(|with| with.split_once(" AS ("));
+        let mut words = first.map_or(sql, |(_, first)| first).split_whitespace();
         self.operation = words.next().unwrap_or_default().to_ascii_uppercase();
         let before = match self.operation.as_str() {
             "SELECT" | "DELETE" => "FROM",
@@ -205,7 +209,15 @@ impl Statement {
             }
             _ => return,
         };
-        self.table = words.skip_while(|word| !word.eq_ignore_ascii_case(before)).nth(1).and_then(table);
+        // A subquery has a table of its own.
+        let mut depth = 0;
+        let is_before = |word: &str| {
+            let is_outside = depth == 0;
+            depth += word.matches('(').count();
+            depth = depth.saturating_sub(word.matches(')').count());
+            is_outside && word.eq_ignore_ascii_case(before)
+        };
+        self.table = words.any(is_before).then(|| words.next().and_then(table)).flatten();
     }
 }
 

@@ -43,6 +43,8 @@ pub async fn measure(run: &mut Run<'_>, capacity: f64, users: u64, length: Durat
     for _ in 0..READERS {
         readers.push(RestCaller::same(address, read.clone()).await?);
     }
+    // Without the flood, and then with it. Whoever connects says something soon, or is cut off.
+    let (idle, readers) = paced(readers, READS_EVERY, length, Late::Counts).await?;
     let mut clients = Vec::new();
     for n in 0..CLIENTS + WAITING * std::thread::available_parallelism()?.get() {
         let login = people::login(&data::email(n as u64 % (users - 1) + 1));
@@ -51,8 +53,6 @@ pub async fn measure(run: &mut Run<'_>, capacity: f64, users: u64, length: Durat
         clients.push(RestCaller::from(from, address, login).await?);
     }
     let each = Duration::from_secs_f64(CLIENTS as f64 / (capacity * TIMES));
-    // Without the flood, and then with it.
-    let (idle, readers) = paced(readers, READS_EVERY, length, Late::Counts).await?;
     let reading = tokio::spawn(paced(readers, READS_EVERY, length, Late::Counts));
     let (logins, _) = paced(clients, each, length, Late::IsSkipped).await?;
     let secs = length.as_secs_f64();

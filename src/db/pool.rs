@@ -21,7 +21,7 @@ use sea_orm::{
 };
 use sea_query_sqlx::SqlxValues;
 use sqlx::{
-    AssertSqlSafe, Connection, PgConnection,
+    AssertSqlSafe, Connection, PgConnection, SqliteConnection,
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -62,19 +62,39 @@ struct Generation {
     opened: Instant,
 }
 
-/// A connection to SQLite that runs a text with a transaction of its own. Unless it came to the end of it the transaction may be open,
-/// of which sqlx knows nothing: then the connection is closed, and the transaction undone.
+/// A connection to SQLite that runs a text with a transaction of its own, of which sqlx knows nothing. Where nobody knows how far it came,
+/// because its caller went away, the connection is closed, and the transaction undone with it.
 struct Lent {
     connection: PoolConnection<sqlx::Sqlite>,
-    is_whole: bool,
+    is_clean: bool,
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        if !self.is_whole {
+        if !self.is_clean {
             self.connection.close_on_drop();
         }
     }
+}
+
+/// Whether no transaction is open after this.
+async fn roll_back(connection: &mut SqliteConnection) -> bool {
+    match sqlx::query("ROLLBACK").execute(connection).await {
+        Ok(_) => true,
+        Err(error) => error.to_string().contains("no transaction is active"),
+    }
+}
+
+fn acquire_error(error: sqlx::Error) -> DbErr {
+    match error {
+        sqlx::Error::PoolTimedOut => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
+        sqlx::Error::PoolClosed => DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed),
+        error => DbErr::Conn(RuntimeErr::SqlxError(error.into())),
+    }
+}
+
+fn query_error(error: sqlx::Error) -> DbErr {
+    DbErr::Query(RuntimeErr::SqlxError(error.into()))
 }
 
 /// How to reach PostgreSQL.
@@ -133,21 +153,31 @@ impl Pool {
         tokio::spawn(begin).await.map_err(Error::internal)?
     }
 
-    /// The rows of a text that begins and ends a transaction of SQLite's by itself.
-    pub(super) async fn run_text(&self, sql: String, values: Values) -> Result<Vec<QueryResult>, DbErr> {
-        let query_error = |error: sqlx::Error| DbErr::Query(RuntimeErr::SqlxError(error.into()));
-        let generation = self.current();
-        let acquired = generation.connections.get_sqlite_connection_pool().acquire().await;
-        let connection = acquired.map_err(|error| match error {
-            sqlx::Error::PoolTimedOut => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
-            sqlx::Error::PoolClosed => DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed),
-            error => query_error(error),
-        })?;
-        let mut lent = Lent { connection, is_whole: false };
-        let query = sqlx::query_with(AssertSqlSafe(sql), SqlxValues(values));
-        let rows = query.fetch_all(&mut *lent.connection).await.map_err(query_error)?;
-        lent.is_whole = true;
-        Ok(rows.into_iter().map(QueryResult::from).collect())
+    /// The rows of what is a whole transaction by itself: one statement on PostgreSQL, on SQLite a text that begins and ends one. `begun` is
+    /// called once there is a connection.
+    pub(super) async fn run_whole(
+        &self,
+        sql: String,
+        values: Values,
+        begun: impl FnOnce(),
+    ) -> Result<Vec<QueryResult>, DbErr> {
+        let (generation, values) = (self.current(), SqlxValues(values));
+        if self.0.backend == DbBackend::Sqlite {
+            let acquired = generation.connections.get_sqlite_connection_pool().acquire().await;
+            let mut lent = Lent { connection: acquired.map_err(acquire_error)?, is_clean: false };
+            begun();
+            let rows = sqlx::query_with(AssertSqlSafe(sql), values).fetch_all(&mut *lent.connection).await;
+            lent.is_clean = rows.is_ok() || roll_back(&mut lent.connection).await;
+            return Ok(rows.map_err(query_error)?.into_iter().map(QueryResult::from).collect());
+        }
+        let answer = async {
+            let acquired = generation.connections.get_postgres_connection_pool().acquire().await;
+            let mut connection = acquired.map_err(acquire_error)?;
+            begun();
+            let rows = sqlx::query_with(AssertSqlSafe(sql), values).fetch_all(&mut *connection).await;
+            Ok(rows.map_err(query_error)?.into_iter().map(QueryResult::from).collect())
+        };
+        self.bounded(&generation, answer).await
     }
 
     pub(super) async fn ping(&self) -> Result<(), DbErr> {

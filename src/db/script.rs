@@ -13,6 +13,8 @@ use sea_orm::{
     },
 };
 
+use tokio::time::Instant;
+
 use super::Db;
 use crate::error::{Error, Result};
 
@@ -114,13 +116,10 @@ impl Db {
     /// changes are kept.
     pub async fn run(&self, script: Script) -> Result<Returned> {
         let Script { backend, steps } = script;
-        if backend == DbBackend::Sqlite {
-            let (sql, values) = text(&steps);
-            return Ok(Returned(self.writer.run_text(sql, values).await?));
-        }
-        let (sql, values) = one_statement(steps);
-        let statement = Statement { sql, values: Some(values), db_backend: backend };
-        Ok(Returned(self.writer.query_all_raw(statement).await?))
+        let (sql, values) = if backend == DbBackend::Sqlite { text(&steps) } else { one_statement(steps) };
+        let asked_at = Instant::now();
+        let begun = || self.metrics.waited.observe(asked_at.elapsed().as_secs_f64());
+        Ok(Returned(self.writer.run_whole(sql, values, begun).await?))
     }
 }
 
@@ -216,25 +215,26 @@ impl Inserts {
 
     /// `conflict`: what becomes of a row that is there already.
     pub fn add_or<A: ActiveModelTrait>(&mut self, row: &A, conflict: Option<OnConflict>) {
-        let (table, (columns, values)) = (A::Entity::default().table_ref(), columns_and_values(row));
-        match self.0.iter_mut().find(|of| of.table == table && of.columns == columns) {
-            Some(of_table) => of_table.rows.push(values),
-            None => self.0.push(OfTable { table, columns, rows: vec![values], conflict }),
-        }
+        let (columns, values) = columns_and_values(row);
+        self.merge(OfTable { table: A::Entity::default().table_ref(), columns, rows: vec![values], conflict });
     }
 
     pub fn extend(&mut self, others: Self) {
-        for OfTable { table, columns, rows, conflict } in others.0 {
-            match self.0.iter_mut().find(|of| of.table == table && of.columns == columns) {
-                Some(of_table) => of_table.rows.extend(rows),
-                None => self.0.push(OfTable { table, columns, rows, conflict }),
-            }
+        others.0.into_iter().for_each(|others| self.merge(others));
+    }
+
+    fn merge(&mut self, new: OfTable) {
+        let alike =
+            |of: &&mut OfTable| of.table == new.table && of.columns == new.columns && of.conflict == new.conflict;
+        match self.0.iter_mut().find(alike) {
+            Some(alike) => alike.rows.extend(new.rows),
+            None => self.0.push(new),
         }
     }
 
     /// One statement; or several, where there are more values than one can have.
     pub(super) fn statements(self, backend: DbBackend) -> Vec<Statement> {
-        let mut inserts = Vec::new();
+        let mut batches: Vec<Vec<(TableRef, InsertStatement)>> = Vec::new();
         for OfTable { table, columns, rows, conflict } in self.0 {
             for rows in rows.chunks(VALUES_AT_ONCE / columns.len().max(1)) {
                 let mut insert = Query::insert();
@@ -245,10 +245,17 @@ impl Inserts {
                 if let Some(conflict) = &conflict {
                     insert.on_conflict(conflict.clone());
                 }
-                inserts.push(insert);
+                // PostgreSQL has an order of its own for the parts of a statement: of one table there is one part.
+                match batches.last_mut() {
+                    Some(batch) if batch.len() < INSERTS_AT_ONCE && batch.iter().all(|(other, _)| *other != table) => {
+                        batch.push((table.clone(), insert));
+                    }
+                    _ => batches.push(vec![(table.clone(), insert)]),
+                }
             }
         }
-        inserts.chunks(INSERTS_AT_ONCE).map(|inserts| together(backend, inserts)).collect()
+        let inserts = |batch: Vec<(_, _)>| batch.into_iter().map(|(_, insert)| insert).collect::<Vec<_>>();
+        batches.into_iter().map(|batch| together(backend, &inserts(batch))).collect()
     }
 }
 

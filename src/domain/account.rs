@@ -155,7 +155,7 @@ impl App {
         if self.email_is_taken(&new.person.email).await? {
             return Err(Error::EmailTaken);
         }
-        let hash = self.hash_password(&place, new.password).await?;
+        let hash = self.hash_password(place, new.password).await?;
         self.change(move |tx| {
             Box::pin(async move {
                 let authority = tx.authority(&caller).await?;

@@ -25,7 +25,7 @@ const ATTEMPTS: usize = 3;
 
 impl App {
     /// The hash to store for a password.
-    pub(super) async fn hash_password(&self, place: &Place, password: Password) -> Result<PasswordHash> {
+    pub(super) async fn hash_password(&self, place: Place, password: Password) -> Result<PasswordHash> {
         let params = self.argon2;
         place.run(move |scratch| password::hash(&password, params, scratch).map(PasswordHash)).await?
     }
@@ -33,7 +33,7 @@ impl App {
     /// Whether the password is the one that is stored, and the hash to store instead where that one is outdated.
     pub(super) async fn check_password(
         &self,
-        place: &Place,
+        place: Place,
         stored: PasswordHash,
         password: Arc<Password>,
     ) -> Result<(Verdict, Option<PasswordHash>)> {
@@ -72,7 +72,7 @@ impl App {
 
         let (session, now) = (caller.session_id, self.clock.now());
         let attempt = self.limiter.reserve_password_change(&user.email_key, session, call.client, now).await?;
-        let changed = self.change_password_within_limits(call, &caller, &place, Arc::new(old), Arc::new(new)).await;
+        let changed = self.change_password_within_limits(call, &caller, place, Arc::new(old), Arc::new(new)).await;
         match &changed {
             Ok(true) => self.limiter.login_succeeded(attempt, self.clock.now()).await,
             Ok(false) => drop(attempt), // It counts.
@@ -89,16 +89,18 @@ impl App {
         self: &Arc<Self>,
         call: Arc<Call>,
         caller: &Caller,
-        place: &Place,
+        place: Place,
         old: Arc<Password>,
         new: Arc<Password>,
     ) -> Result<bool> {
+        let mut place = Some(place);
         // Again where a login replaced an old hash meanwhile: the same password is right for the new one too.
         for _ in 0..ATTEMPTS {
+            let taken = place.take().map_or_else(|| self.hash_pool.place(), Ok)?;
             let user = self.active_user(caller.user_id).await?;
             let (stored, params) = (user.password.clone(), self.argon2);
             let (old, new) = (Arc::clone(&old), Arc::clone(&new));
-            let hash = place.run(move |scratch| match password::verify(&stored.0, &old, params, scratch)? {
+            let hash = taken.run(move |scratch| match password::verify(&stored.0, &old, params, scratch)? {
                 Verdict::Wrong => Ok(None),
                 Verdict::Right { .. } => password::hash(&new, params, scratch).map(PasswordHash).map(Some),
             });

@@ -43,7 +43,7 @@ use crate::{
 
 /// How many users go in one transaction.
 const BATCH: usize = 1000;
-/// How many go in one statement: more gain nothing, and a slow statement is a line of the log.
+/// How many go in one statement, but for their rows of the audit: more gain nothing, and a slow statement is a line of the log.
 const ROWS: usize = 100;
 /// How long SQLite's one writer is left to others after each transaction.
 const LET_OTHERS_WRITE: Duration = Duration::from_millis(50);

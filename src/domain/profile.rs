@@ -108,9 +108,15 @@ pub struct ProfileChange {
 impl ProfileChange {
     /// What becomes of the owner's row.
     fn of_owner(&self, id: i64) -> UpdateMany<user::Entity> {
+        let has_profile = Query::select()
+            .column(profile::Column::UserId)
+            .from(profile::Entity)
+            .and_where(profile::Column::UserId.eq(id))
+            .take();
         let mut owner = user::Entity::update_many()
             .col_expr(user::Column::Version, Expr::col(user::Column::Version).add(1))
-            .filter(user::Column::Id.eq(id));
+            .filter(user::Column::Id.eq(id))
+            .filter(user::Column::Id.in_subquery(has_profile));
         if let Some(is_public) = self.is_public {
             let listed = Expr::col(user::Column::IsActive).and(Expr::value(is_public));
             owner = owner.col_expr(user::Column::Listed, listed);

@@ -86,7 +86,7 @@ impl App {
     pub async fn register(self: &Arc<Self>, call: Arc<Call>, new: NewAccount) -> Result<LoggedIn> {
         let place = self.hash_pool.place()?;
         let reservation = self.limiter.reserve_registration(call.client, self.clock.now()).await?;
-        let registered = self.register_within_limits(call, &place, new).await;
+        let registered = self.register_within_limits(call, place, new).await;
         if matches!(registered, Err(Error::EmailTaken | Error::Unavailable { .. })) {
             self.limiter.give_back(reservation).await;
         }
@@ -96,7 +96,7 @@ impl App {
     async fn register_within_limits(
         self: &Arc<Self>,
         call: Arc<Call>,
-        place: &Place,
+        place: Place,
         new: NewAccount,
     ) -> Result<LoggedIn> {
         // Spares the hash. The index decides, below.
@@ -126,7 +126,7 @@ impl App {
         if self.email_is_taken(&email).await? {
             return Err(Error::EmailTaken);
         }
-        let hash = self.hash_password(&self.hash_pool.place()?, password).await?;
+        let hash = self.hash_password(self.hash_pool.place()?, password).await?;
         let flags = AccountFlags {
             is_staff: Some(true),
             is_superuser: Some(true),

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Duration, Utc};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect,
-    QueryTrait, Select, UpdateMany,
+    ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select,
+    UpdateMany,
     sea_query::{Expr, Query},
 };
 use tracing::Instrument;
@@ -26,7 +26,7 @@ use crate::{
         session,
         user::{self, PasswordHash},
     },
-    error::{AuthFailure, Error, Resource, Result},
+    error::{AuthFailure, Chain, Error, Resource, Result},
     hash_pool::Place,
     model::{
         password::{Password, Verdict},
@@ -45,8 +45,8 @@ pub const SESSION_MAX_AGE: Duration = Duration::days(30);
 /// How many sessions a user may have; a further login ends the one that was not refreshed for longest.
 pub const MAX_SESSIONS: u64 = 100;
 
-/// From how many on a login looks whether there are too many. On PostgreSQL it doesn't see those of logins at the same time, of which there
-/// may be as many as there are connections.
+/// From how many on a login looks whether there are too many. On PostgreSQL it doesn't see those of logins at the same time: should one user
+/// have more of them than are left to [`MAX_SESSIONS`], there are too many until the next login.
 const MANY_SESSIONS: u64 = 50;
 
 /// How often a login looks at the account, should its hash be replaced under its hands.
@@ -69,7 +69,7 @@ impl App {
     pub async fn login(self: &Arc<Self>, call: Arc<Call>, email: EmailAddress, password: Password) -> Result<LoggedIn> {
         let place = self.hash_pool.place()?;
         let (attempt, holder) = self.reserve_login(&email, call.client).await?;
-        let logged_in = self.login_within_limits(call, &place, &email, holder, password).await;
+        let logged_in = self.login_within_limits(call, place, &email, holder, password).await;
         match &logged_in {
             Ok(_) => self.limiter.login_succeeded(attempt, self.clock.now()).await,
             // A failure: it counts.
@@ -83,17 +83,19 @@ impl App {
     async fn login_within_limits(
         self: &Arc<Self>,
         call: Arc<Call>,
-        place: &Place,
+        place: Place,
         email: &EmailAddress,
         mut holder: Option<Holder>,
         password: Password,
     ) -> Result<LoggedIn> {
-        let (password, client) = (Arc::new(password), call.client);
+        let (password, client, mut place) = (Arc::new(password), call.client, Some(place));
         // Again where another login replaced an old hash meanwhile: the same password is right for the new one too.
         for _ in 0..LOGIN_ATTEMPTS {
             let known = holder.take().map(|holder| holder.user);
             let stored = known.as_ref().map_or_else(|| self.decoy.clone(), |user| user.password.clone());
-            let (verdict, upgraded) = self.check_password(place, stored, Arc::clone(&password)).await?;
+            // Given back with the hash: what follows is none of the threads' business.
+            let taken = place.take().map_or_else(|| self.hash_pool.place(), Ok)?;
+            let (verdict, upgraded) = self.check_password(taken, stored, Arc::clone(&password)).await?;
             let Some(user) = known else {
                 return Err(match self.config.accounts.privacy {
                     Privacy::Documented => Error::NotFound(Resource::User),
@@ -190,7 +192,7 @@ impl App {
         // As it is now: its roles may have changed while the hash took its time.
         script.update("login", user::Entity, login.into_query());
         let only = (script.written("login", user::Entity), is_theirs(upgraded.as_ref().unwrap_or(&user.password)));
-        script.insert_if(&only, "session", &session.clone().into_active_model().reset_all(), None)?;
+        script.insert_if(&only, "session", &session.clone().into_active_model(), None)?;
         let client = known_from_now_on(user.id, call.client, now);
         script.insert_if(&only, "client", &client, Some(or_for_longer()))?;
         let event = audit::row(Event::LoggedIn, Some(call), Some(user.id), now)?;
@@ -209,7 +211,10 @@ impl App {
                     tx.end_sessions_beside(&session, &call).await
                 })
             });
-            end.await?;
+            // The session has begun, whatever comes of that; the next login sees to it again.
+            if let Err(error) = end.await {
+                tracing::warn!(user_id = user.id, error = %Chain(&error), "a user has too many sessions, and none could be ended");
+            }
         }
         let tokens = self.keys.issue(&user, &session, now)?;
         Ok(Some(LoggedIn { user, tokens }))
@@ -259,12 +264,15 @@ impl App {
         now: DateTime<Utc>,
     ) -> Result<Option<(user::Model, session::Model)>> {
         let mut script = Script::new(&self.db);
-        script.update("session", session::Entity, self.rotation(id, generation, now).into_query());
+        let mut active = user::Entity::find().filter(user::Column::IsActive.into_expr()).into_query();
+        active.and_where(user::Column::Id.into_expr().equals((session::Entity, session::Column::UserId)));
+        let rotation = self.rotation(id, generation, now).filter(Expr::exists(active));
+        script.update("session", session::Entity, rotation.into_query());
         let mut owner = Query::select();
         owner.column(session::Column::UserId).from(script.written("session", session::Entity));
         owner.and_where(Expr::col(session::Column::Id).eq(id));
-        let is_owner = user::Column::Id.in_subquery(owner).and(user::Column::IsActive.into_expr());
-        script.select("user", user::Entity, user::Entity::find().filter(is_owner).into_query());
+        let owner = user::Entity::find().filter(user::Column::Id.in_subquery(owner));
+        script.select("user", user::Entity, owner.into_query());
         let returned = Box::pin(self.db.run(script)).instrument(trace::of_part("commit")).await?;
         Ok(returned.row("user")?.zip(returned.row("session")?))
     }
@@ -350,7 +358,7 @@ impl Transaction {
     pub(super) fn insert_session(&mut self, call: &Call, user_id: i64, id: Uuid, generation: i64) -> session::Model {
         let session = self.app.new_session(call, user_id, (id, generation), self.now);
         self.put_or(&known_from_now_on(user_id, call.client, self.now), or_for_longer());
-        self.put(&session.clone().into_active_model().reset_all());
+        self.put(&session.clone().into_active_model());
         session
     }
 

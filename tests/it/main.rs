@@ -60,6 +60,7 @@ mod rest_parity;
 mod revocations;
 mod role;
 mod schemathesis;
+mod script;
 mod security;
 mod security_accounts;
 mod security_audit;

@@ -169,3 +169,34 @@ async fn a_log_that_nobody_reads_holds_up_no_call_and_no_end() {
     assert_eq!(service.exit_code(BOUND).await, Some(0));
     drop(unread);
 }
+
+/// The time that the thread which writes the log has computed.
+#[cfg(target_os = "linux")]
+fn computed_by_log(pid: Pid) -> Duration {
+    let tasks = fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).unwrap();
+    let mut nanos = tasks.filter_map(|task| {
+        let task = task.unwrap().path();
+        let is_log = fs::read_to_string(task.join("comm")).ok()?.trim() == "log";
+        let schedstat = fs::read_to_string(task.join("schedstat")).ok()?;
+        is_log.then(|| schedstat.split(' ').next().unwrap().parse().unwrap())
+    });
+    Duration::from_nanos(nanos.next().expect("a thread for the log"))
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_can_not_be_written_is_tried_again_now_and_then_and_not_all_the_time() {
+    let mut installation = Installation::with(&[("LOG_FORMAT", "json")]);
+    installation.log_to(fs::File::options().write(true).open("/dev/full").unwrap());
+    let mut service = installation.serve().await;
+    for _ in 0..50 {
+        let answer = service.anonymous().request(Method::GET, "/api/profile/me/").timeout(BOUND).send().await.unwrap();
+        assert_eq!(answer.status(), 401);
+    }
+    let before = computed_by_log(service.pid());
+    sleep(Duration::from_secs(2)).await;
+    let computed = computed_by_log(service.pid()).saturating_sub(before);
+    assert!(computed < Duration::from_millis(100), "{computed:?} of two seconds");
+    service.signal(Signal::TERM);
+    assert_eq!(service.exit_code(BOUND).await, Some(0));
+}

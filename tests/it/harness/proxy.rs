@@ -126,6 +126,13 @@ async fn carry(client: TcpStream, server: SocketAddr, mut way: watch::Receiver<W
     }
 }
 
+/// The name, with the zero at its end, of a statement that is prepared in these bytes and has others in its `WITH`.
+fn prepared_script(said: &[u8]) -> Option<Vec<u8>> {
+    let text = said.windows(6).position(|bytes| bytes == b"WITH \"")?;
+    let name = said[..text].windows(7).rposition(|bytes| bytes == b"sqlx_s_")?;
+    Some(said[name..text].to_vec())
+}
+
 /// From the client to the server, up to the end of either or up to the snare.
 async fn ask(
     mut client: OwnedReadHalf,
@@ -135,7 +142,7 @@ async fn ask(
     drop_answer: watch::Sender<bool>,
 ) {
     // What the transaction under way has said so far.
-    let (mut bytes, mut transaction) = (vec![0; 1 << 16], None);
+    let (mut bytes, mut transaction, mut scripts) = (vec![0; 1 << 16], None, Vec::new());
     loop {
         let Ok(count @ 1..) = client.read(&mut bytes).await else { return };
         let said = &bytes[..count];
@@ -145,7 +152,13 @@ async fn ask(
         if find(said, b"BEGIN") {
             transaction = Some(Vec::new());
         }
-        let commits = find(said, b"COMMIT");
+        scripts.extend(prepared_script(said));
+        // One that is a transaction by itself.
+        let is_script = transaction.is_none() && scripts.iter().any(|name| find(said, name));
+        if is_script {
+            transaction = Some(Vec::new());
+        }
+        let commits = is_script || find(said, b"COMMIT");
         let caught = transaction.as_mut().and_then(|transaction: &mut Vec<u8>| {
             transaction.extend_from_slice(said);
             let is_due = |moment| moment == Moment::Within || commits;
@@ -155,7 +168,7 @@ async fn ask(
             transaction = None;
         }
         if let Some((_, moment)) = caught {
-            if moment != Moment::BeforeCommit {
+            if moment == Moment::AfterCommit || (moment == Moment::Within && !is_script) {
                 drop_answer.send_replace(true);
                 let _ = server.write_all(said).await;
                 // The other half ends the connection, at the answer.
