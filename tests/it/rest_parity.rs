@@ -1,18 +1,19 @@
 //! Two faces, one set of handlers: an rpc that has a REST route does the same on both, and refuses the same.
 
-use std::{collections::BTreeMap, sync::LazyLock};
+use std::{collections::BTreeMap, sync::LazyLock, time::Duration};
 
 use identity::{
-    entity::{group, group_permission, profile, session, user, user_group, user_permission},
+    entity::{group, group_permission, outbox, profile, session, user, user_group, user_permission},
     model::role::Roles,
 };
 use reqwest::Method;
-use sea_orm::{EntityTrait, QueryOrder};
+use sea_orm::{ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder};
 use serde_json::{Value, json};
 
 use crate::harness::{
     Actor, Face, PASSWORD, Service, Store,
     actor::{Outcome, contract, route},
+    wait_until,
 };
 
 /// Every rpc of the contract, as `Service.Rpc`.
@@ -166,6 +167,16 @@ async fn calls(rpc: &str, service: &Service) -> Option<Vec<(Actor, Value)>> {
             with(&user, json!({ "bio": "\u{7}", "timezone": "" })),
             with(&user, json!({ "bio": "x".repeat(1001), "timezone": "Nowhere" })),
         ],
+        "UserService.ExportUser" => {
+            // What is exported of a message says whether it was sent.
+            all_are_sent(service).await;
+            vec![
+                with(&user, json!({ "id": 1 })),
+                with(&stranger, json!({ "id": 1 })),
+                with(&admin, json!({ "id": 1 })),
+                with(&admin, json!({ "id": 999 })),
+            ]
+        }
         _ => return user_calls(rpc, &user, &stranger, &admin).or_else(|| group_calls(rpc, &user, &admin)),
     })
 }
@@ -211,12 +222,6 @@ fn user_calls(rpc: &str, user: &Actor, stranger: &Actor, admin: &Actor) -> Optio
             with(user, json!({ "id": 1 })),
             with(user, json!({ "id": 1 })),
             with(admin, json!({ "id": 2 })),
-        ],
-        "UserService.ExportUser" => vec![
-            with(user, json!({ "id": 1 })),
-            with(stranger, json!({ "id": 1 })),
-            with(admin, json!({ "id": 1 })),
-            with(admin, json!({ "id": 999 })),
         ],
         "AuditService.ListAuditEvents" => vec![
             with(user, json!({})),
@@ -334,6 +339,15 @@ fn group_calls(rpc: &str, user: &Actor, admin: &Actor) -> Option<Vec<(Actor, Val
         ],
         _ => return None,
     })
+}
+
+/// Waits until no message waits to be sent.
+async fn all_are_sent(service: &Service) {
+    wait_until(Duration::from_secs(5), "all messages to be sent", async || {
+        let waiting = outbox::Entity::find().filter(outbox::Column::State.eq(outbox::State::Pending));
+        waiting.count(service.app.db.reader()).await.unwrap() == 0
+    })
+    .await;
 }
 
 /// A group with a permission and a member, and another; for what is about groups.
